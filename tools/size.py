@@ -1,0 +1,34 @@
+"Print the exported lines of each room against its budget (and fail when one is exceeded): `python tools/size.py [--rooms]`"
+import sys
+from collections import defaultdict
+
+from pages import pages
+
+BUDGET = {'00_core': 2400, '10_envs': 2400, '20_buffers': 1200, '30_agents': 2400, '40_runs': 1200, '45_evaluation': 1600, '50_train': 1600,
+          '60_search': 1500, '70_flow': 1800, '80_panels': 1800, '': 500}
+
+
+def main() -> int:
+    rooms = defaultdict(list)
+    for p in pages():
+        rooms[p.folder].append(p)
+    over, whole = [], 0
+    print(f'{"room":<28}{"lines":>7}{"budget":>8}{"pages":>7}{"words":>8}')
+    for folder, ps in rooms.items():
+        n = sum(p.size for p in ps)
+        whole += n
+        budget = BUDGET.get(folder, 0)
+        if n > budget:
+            over.append(folder)
+        print(f'{folder or "cli, all":<28}{n:>7}{budget:>8}{len(ps):>7}{sum(p.words for p in ps):>8}')
+        if '--rooms' in sys.argv:
+            for p in ps:
+                print(f'   {p.path.stem:<25}{p.size:>7}{"":>15}{p.words:>8}')
+    print(f'{"the whole house":<28}{whole:>7}')
+    for folder in over:
+        print(f'{folder or "cli, all"}: over its budget')
+    return bool(over)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"Every test, in parts: `python tools/test.py [--list] [--part NAME …]`. Prints each part's time and, last, how many tests ran"
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pages import NBS, ROOT, pages
+
+BIN = Path(sys.executable).parent
+CI = bool(os.environ.get('CI'))
+
+
+def sh(*argv: object, **kw) -> subprocess.CompletedProcess:
+    "Run, show the output as it comes, and keep it"
+    p = subprocess.Popen([str(a) for a in argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace', **kw)
+    out = []
+    for line in p.stdout:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+        out.append(line)
+    return subprocess.CompletedProcess(argv, p.wait(), ''.join(out))
+
+
+def tree() -> dict[str, str]:
+    "Hash of every file that export, clean and readme may write"
+    files = [*(ROOT / 'rlnb').rglob('*.py'), *NBS.rglob('*.ipynb'), ROOT / 'README.md']
+    return {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if '.ipynb_checkpoints' not in f.parts}
+
+
+# Each part returns (passed, failed)
+def export() -> tuple[int, int]:
+    "The package and the README are what the notebooks say, and the notebooks are clean"
+    before = tree()
+    for cmd in ([BIN / 'nbdev_export'], [BIN / 'nbdev_clean'], [sys.executable, 'tools/readme.py']):
+        if sh(*cmd).returncode:
+            return 0, 1
+    after = tree()
+    changed = sorted(k for k in before | after if before.get(k) != after.get(k))
+    for k in changed:
+        print(f'{k} was not current: run `python3 dev.py sync` and commit it')
+    if CI and (ROOT / '.git').exists():
+        changed += sh('git', 'status', '--porcelain', '--untracked-files=all').stdout.splitlines()
+        sh('git', '--no-pager', 'diff', '--stat')
+    return int(not changed), len(changed)
+
+
+def pytest(*argv: object) -> tuple[int, int]:
+    "Run pytest and read its closing line"
+    r = sh(sys.executable, '-m', 'pytest', '-q', '--durations=5', '--durations-min=5', *argv)
+    n = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error)', r.stdout)}
+    bad = n.get('failed', 0) + n.get('error', 0)
+    return n.get('passed', 0), bad or int(r.returncode not in (0, 5))
+
+
+def house() -> tuple[int, int]:
+    "The walls: structure, lint, types"
+    good, bad = pytest('tests/test_house.py')
+    for cmd in (['ruff', 'check', '.'], ['mypy'], [sys.executable, 'tools/size.py']):
+        r = sh(*(cmd if cmd[0] == sys.executable else [BIN / cmd[0], *cmd[1:]]))
+        good, bad = good + (r.returncode == 0), bad + (r.returncode != 0)
+    return good, bad
+
+
+def nbdev() -> tuple[int, int]:
+    "Every page's lessons, against the exported package"
+    r = sh(BIN / 'nbdev_test', '--n_workers', '2', '--do_print', '--skip_folder_re', '^([_.]|90_learn)')
+    n = sum(p.folder != '90_learn' for p in pages())
+    bad = max(r.stdout.count('Error in cell'), int(r.returncode != 0))
+    return n - bad, bad
+
+
+def tests() -> tuple[int, int]:
+    "What does not teach"
+    return pytest('tests', '--ignore=tests/test_house.py', '-m', 'not browser and not slow')
+
+
+def notebooks() -> tuple[int, int]:
+    "90_learn, colab and kaggle through papermill, as a user would run them"
+    good = bad = 0
+    with tempfile.TemporaryDirectory() as d:
+        for path in [*sorted((NBS / '90_learn').glob('*.ipynb')), *sorted((ROOT / 'colab').glob('*.ipynb')), *sorted((ROOT / 'kaggle').glob('*.ipynb'))]:
+            then = time.perf_counter()
+            env = os.environ | dict(RLNB_SOURCE=str(ROOT), RLNB_HOME=d, PYDEVD_DISABLE_FILE_VALIDATION='1')
+            r = sh(sys.executable, '-m', 'papermill', path, Path(d) / path.name, '--no-progress-bar', '--cwd', path.parent, '-k', 'python3', '-p', 'root', d, env=env)
+            print(f'{path.relative_to(ROOT)}  {"passed" if r.returncode == 0 else "FAILED"}  {time.perf_counter() - then:.0f} s', flush=True)
+            good, bad = good + (r.returncode == 0), bad + (r.returncode != 0)
+    return good, bad
+
+
+def chromium() -> bool:
+    "A Chromium to test with; on Debian as root it is installed"
+    if shutil.which('chromium'):
+        return True
+    if shutil.which('apt-get') and hasattr(os, 'geteuid') and os.geteuid() == 0:
+        env = os.environ | dict(DEBIAN_FRONTEND='noninteractive')
+        subprocess.run(['apt-get', 'update', '-qq'], env=env, stdout=subprocess.DEVNULL)
+        subprocess.run(['apt-get', 'install', '-y', '-qq', '--no-install-recommends', 'chromium', 'fonts-dejavu-core'], env=env, stdout=subprocess.DEVNULL)
+    return bool(shutil.which('chromium'))
+
+
+def browser() -> tuple[int, int]:
+    "The lab and the site in a real browser"
+    if not chromium():
+        print('NOT RUN: the browser tests need Chromium (Debian: apt install chromium)')
+        return 0, int(CI)
+    return pytest('tests', '-m', 'browser and not slow')
+
+
+PARTS = dict(export=export, house=house, nbdev=nbdev, tests=tests, notebooks=notebooks, browser=browser)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('--list', action='store_true')
+    p.add_argument('--part', action='append', choices=list(PARTS), default=[])
+    a = p.parse_args()
+    if a.list:
+        print('\n'.join(f'{k:<10} {f.__doc__}' for k, f in PARTS.items()))
+        return 0
+    os.environ |= dict(MPLBACKEND='agg', PYTHONHASHSEED='0', OMP_NUM_THREADS='1', JUPYTER_PLATFORM_DIRS='1')
+    rows, start = [], time.monotonic()
+    for name in a.part or PARTS:
+        print(f'\n── {name}: {PARTS[name].__doc__}', flush=True)
+        then = time.monotonic()
+        rows.append((name, *PARTS[name](), time.monotonic() - then))
+        print(f'── {name}: {rows[-1][1]} passed, {rows[-1][2]} failed, {rows[-1][3]:.0f} s', flush=True)
+    print(f'\n{"part":<12}{"passed":>8}{"failed":>8}{"seconds":>9}')
+    for name, good, bad, s in rows:
+        print(f'{name:<12}{good:>8}{bad:>8}{s:>9.0f}')
+    good, bad = sum(r[1] for r in rows), sum(r[2] for r in rows)
+    print(f'in all {time.monotonic() - start:.0f} s\n{good} passed, {bad} failed')
+    return int(bad > 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
