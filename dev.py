@@ -141,7 +141,8 @@ def run(args: argparse.Namespace) -> None:
 def lab(args: argparse.Namespace) -> None:
     setup()
     say('opening JupyterLab on 127.0.0.1 (Ctrl-C ends it)')
-    flags = ['--ip=127.0.0.1', f'--ServerApp.root_dir={ROOT}', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    flags = ['--ip=127.0.0.1', f'--ServerApp.root_dir={ROOT}', '--LabApp.news_url=',
+             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     if hasattr(os, 'geteuid') and os.geteuid() == 0:
         flags.append('--allow-root')
     if args.no_browser:
@@ -157,7 +158,7 @@ def lab(args: argparse.Namespace) -> None:
 def docs(args: argparse.Namespace) -> None:
     setup()
     say('building the site')
-    py('tools/site.py')
+    py('tools/docs.py')
     index = ROOT / '_site' / 'index.html'
     print(f'   open {index}')
     if args.open:

@@ -32,7 +32,7 @@ def test_all_beyond_torch():
     assert seconds < 1 and not set(mods) & {'matplotlib', 'scipy', 'pandas', 'nbdev', 'optuna', 'papermill'}
 
 
-TORCH_FREE = ['errors', 'text', 'registry', 'batch', 'schedule', 'config', 'io']
+TORCH_FREE = ['errors', 'text', 'registry', 'batch', 'schedule', 'yaml', 'field', 'config', 'io', 'folder', 'rows', 'platform']
 
 
 @pytest.mark.parametrize('name', TORCH_FREE)

@@ -33,7 +33,7 @@ def clean(nb: nbformat.NotebookNode) -> None:
             continue
         c.execution_count, kept = None, []
         for o in c.outputs:
-            if o.output_type == 'stream' and o.name == 'stderr':
+            if o.output_type == 'stream':      # progress, timings, warnings: values and pictures teach, prints do not
                 continue
             if 'execution_count' in o:
                 o.execution_count = None

@@ -24,18 +24,25 @@ def main() -> int:
     p.add_argument('--root', type=Path, default=Path('runs'))
     p.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'))
     a = p.parse_args()
-    os.environ['PYDEVD_DISABLE_FILE_VALIDATION'] = '1'
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     import papermill
     from papermill.exceptions import PapermillExecutionError
     root = (ROOT / a.root).resolve()
     root.mkdir(parents=True, exist_ok=True)
     out, then = root / f'executed-{a.notebook.name}', time.time()
+    # what the kernel's process itself says goes into a file; its cells speak through papermill
+    noise = os.open(root / 'kernel.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    console = os.fdopen(os.dup(2), 'w')
+    os.dup2(noise, 2)
     try:
-        papermill.execute_notebook(ROOT / a.notebook, out, parameters={'root': str(root), **{k: json.loads(v) for k, v in a.p}}, kernel_name='python3',
-                                   cwd=str((ROOT / a.notebook).parent), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+        parameters = {'root': str(root), **{k: json.loads(v) for k, v in a.p}}
+        papermill.execute_notebook(ROOT / a.notebook, out, parameters=parameters, kernel_name='python3', cwd=str((ROOT / a.notebook).parent),
+                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=console)
     except PapermillExecutionError as e:
-        print(f'{a.notebook}: cell {e.cell_index} ended with {e.ename}: {e.evalue} (the executed notebook: {out})', file=sys.stderr)
+        print(f'{a.notebook}: cell {e.cell_index} ended with {e.ename}: {e.evalue} (the executed notebook: {out})', file=console)
         return 1
+    finally:
+        os.dup2(console.fileno(), 2)
     r = newest(root, then - 1)
     if r:
         ret, folder = r['return'], r['folder']

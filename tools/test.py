@@ -18,7 +18,8 @@ CI = bool(os.environ.get('CI'))
 
 def sh(*argv: object, **kw) -> subprocess.CompletedProcess:
     "Run, show the output as it comes, and keep it"
-    p = subprocess.Popen([str(a) for a in argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace', **kw)
+    p = subprocess.Popen([str(a) for a in argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8',
+                         errors='replace', **kw)
     out = []
     for line in p.stdout:
         sys.stdout.write(line)
@@ -29,8 +30,9 @@ def sh(*argv: object, **kw) -> subprocess.CompletedProcess:
 
 def tree() -> dict[str, str]:
     "Hash of every file that export, clean and readme may write"
-    files = [*(ROOT / 'rlnb').rglob('*.py'), *NBS.rglob('*.ipynb'), ROOT / 'README.md']
-    return {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if '.ipynb_checkpoints' not in f.parts}
+    files = [*(ROOT / 'rlnb').rglob('*.py'), *NBS.rglob('*.ipynb'), ROOT / 'README.md', NBS / 'house.svg']
+    files = [f for f in files if '.ipynb_checkpoints' not in f.parts and f.exists()]
+    return {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 # Each part returns (passed, failed)
@@ -84,11 +86,13 @@ def notebooks() -> tuple[int, int]:
     "90_learn, colab and kaggle through papermill, as a user would run them"
     good = bad = 0
     with tempfile.TemporaryDirectory() as d:
-        for path in [*sorted((NBS / '90_learn').glob('*.ipynb')), *sorted((ROOT / 'colab').glob('*.ipynb')), *sorted((ROOT / 'kaggle').glob('*.ipynb'))]:
+        for path in [f for folder in (NBS / '90_learn', ROOT / 'colab', ROOT / 'kaggle') for f in sorted(folder.glob('*.ipynb'))]:
             then = time.perf_counter()
             env = os.environ | dict(RLNB_SOURCE=str(ROOT), RLNB_HOME=d, PYDEVD_DISABLE_FILE_VALIDATION='1')
-            r = sh(sys.executable, '-m', 'papermill', path, Path(d) / path.name, '--no-progress-bar', '--cwd', path.parent, '-k', 'python3', '-p', 'root', d, env=env)
-            print(f'{path.relative_to(ROOT)}  {"passed" if r.returncode == 0 else "FAILED"}  {time.perf_counter() - then:.0f} s', flush=True)
+            r = sh(sys.executable, '-m', 'papermill', path, Path(d) / f'{path.parent.name}-{path.name}', '--no-progress-bar', '--cwd', path.parent,
+                   '-k', 'python3', '-p', 'root', d, env=env)
+            how = 'passed' if r.returncode == 0 else 'FAILED'
+            print(f'{path.relative_to(ROOT)}  {how}  {time.perf_counter() - then:.0f} s', flush=True)
             good, bad = good + (r.returncode == 0), bad + (r.returncode != 0)
     return good, bad
 
@@ -100,7 +104,8 @@ def chromium() -> bool:
     if shutil.which('apt-get') and hasattr(os, 'geteuid') and os.geteuid() == 0:
         env = os.environ | dict(DEBIAN_FRONTEND='noninteractive')
         subprocess.run(['apt-get', 'update', '-qq'], env=env, stdout=subprocess.DEVNULL)
-        subprocess.run(['apt-get', 'install', '-y', '-qq', '--no-install-recommends', 'chromium', 'fonts-dejavu-core'], env=env, stdout=subprocess.DEVNULL)
+        install = ['apt-get', 'install', '-y', '-qq', '--no-install-recommends', 'chromium', 'fonts-dejavu-core']
+        subprocess.run(install, env=env, stdout=subprocess.DEVNULL)
     return bool(shutil.which('chromium'))
 
 
