@@ -58,6 +58,7 @@ def plain(source: str) -> str:
 def redirect(text: str, path: Path, nbs: Path) -> str:
     "Relative links of a file of the repository as they stand on the site: pages within it, everything else at the project's address"
     out = path.parent.relative_to(nbs) if path.is_relative_to(nbs) else Path()
+    text = re.sub(r'!\[([^\]]*)\]\(https?://[^)]*\)', r'\1', text)      # a badge lives on another machine: its words stay
 
     def one(m: re.Match) -> str:
         url, anchor = (m[2].split('#', 1) + [''])[:2]

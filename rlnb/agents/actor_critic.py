@@ -48,7 +48,7 @@ class Policy(nn.Module):
         if self.kind == 'MultiDiscrete': return heads.MultiCategorical(x, self.sizes, mask)
         return heads.MultiBinary(x) if self.kind == 'MultiBinary' else heads.Gaussian(x, self.log_std)
 
-# %% ../../nbs/30_agents/05_actor_critic.ipynb #ab4348eb
+# %% ../../nbs/30_agents/05_actor_critic.ipynb #a0c21347
 class Joined(nn.Module):
     "A feature network for each key of a Dict observation, and a head on all of them"
     def __init__(self, parts: dict[str, nn.Module], top: nn.Module):
@@ -63,6 +63,7 @@ class OneHot(nn.Module):
         self.n = n
     def forward(self, x: Tensor) -> Tensor: return nn.functional.one_hot(x.long(), self.n).float()
 
+# %% ../../nbs/30_agents/05_actor_critic.ipynb #ab4348eb
 def layout(shape: tuple[int, ...]) -> str:
     "Where an image keeps its channels, told by its shape; refused where the shape does not tell"
     first, last = shape[0] <= 16, shape[-1] <= 16
@@ -115,7 +116,9 @@ class ActorCritic(Agent):
 
     def value(self, obs: Any) -> Array:
         "V(s)"
-        return self.judge(self.see(obs))[..., 0]
+        x = self.see(obs)
+        if not isinstance(x, dict): return self.judge(x)[..., 0]
+        with torch.inference_mode(): return self.v(_tensors(x))[..., 0].numpy()
 
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #66eed7dc
 @patch
@@ -151,12 +154,12 @@ def advantages(self: ActorCritic, buffer: Rollout) -> tuple[Array, Array]:
     "A and V + A for every row of a rollout"
     c, d = self.cfg, buffer.np
     v, after = buffer.values(self.value)
-    reward = self._scaled(d.reward, d.terminated | d.truncated) if c.norm_reward else d.reward
+    reward = self._scaled(d.reward, d.terminated | d.truncated, d.valid) if c.norm_reward else d.reward
     adv = gae(reward, np.float32(c.gamma)*~d.terminated, v, after, d.terminated | d.truncated, np.float32(c.lam))
     return adv, adv + v
 
 @patch
-def _scaled(self: ActorCritic, reward: Array, done: Array) -> Array:
+def _scaled(self: ActorCritic, reward: Array, done: Array, valid: Array) -> Array:
     "Rewards over the deviation of the discounted return: the scale changes, the sign and the mean do not"
     if self.ret is None: self.ret = np.zeros(reward.shape[1])
     seen = np.empty(reward.shape)
@@ -164,7 +167,7 @@ def _scaled(self: ActorCritic, reward: Array, done: Array) -> Array:
         self.ret = self.ret*self.cfg.gamma + reward[t]
         seen[t] = self.ret
         self.ret = self.ret*~done[t]
-    self.norms['ret'].update(seen.ravel())
+    self.norms['ret'].update(seen[valid])
     return np.clip(reward/np.float32(self.norms['ret'].std + 1e-8), -10, 10).astype(np.float32)
 
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #ef0f58a9
@@ -179,8 +182,9 @@ def prepare(self: ActorCritic, buffer: Rollout) -> Batch:
 @patch
 def finish(self: ActorCritic, buffer: Rollout, b: Batch, info: Tensor) -> dict[str, Tensor]:
     "Metrics by name; the statistics move, the memory is empty"
-    left, whole = b.adv.var(), b.ret.var()
-    if self.cfg.norm_obs: self.norms['obs'].update(buffer.np.obs)
+    ok = buffer.np.valid
+    left, whole = (x[torch.as_tensor(ok)].var(correction=0) for x in (b.adv, b.ret))
+    if self.cfg.norm_obs: self.norms['obs'].update(buffer.np.obs[ok])
     buffer.clear()
     return dict(zip(self.keys, info.unbind()), explained_variance=1 - left/(whole + 1e-8))
 

@@ -83,6 +83,7 @@ def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: float, rule: st
     opt.adam(lr, eps=1e-5) if rule == 'adam' else opt.rmsprop(lr)
     return info.detach()
 
+# %% ../../nbs/30_agents/00_base.ipynb #6a2e7631
 @patch
 def _compiled(self: Agent, opt: Flat, loss: Loss) -> Callable[..., torch.Tensor]:
     "The same loss and its gradient as one graph over the flat vector, made once"

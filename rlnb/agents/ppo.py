@@ -17,6 +17,7 @@ from torch import Tensor
 from .actor_critic import ActorCritic
 from .base import agents
 from ..buffers.rollout import Rollout
+from ..core import ranks
 from ..core.batch import Batch
 from ..core.config import Config, param
 from ..core.schedule import at
@@ -50,26 +51,30 @@ class PPO(ActorCritic):
     config = PPOConfig
     keys = ('pg_loss', 'vf_loss', 'entropy', 'kl', 'clip_frac')
     loss: Callable[[Batch], tuple[Tensor, Tensor]]
+    clip: Any                # their values in this update phase
+    ent_coef: Any
 
     def learn(self, buffer: Rollout, progress: float) -> dict[str, Tensor]:
         "One update phase: advantages once, then the epochs"
         c, n, total = self.cfg, 0, torch.zeros(())
         lr, self.clip, self.ent_coef = (at(x, progress) for x in (c.lr, c.clip, c.ent_coef))
+        if c.compile: self.clip, self.ent_coef = torch.tensor(self.clip), torch.tensor(self.ent_coef)     # numbers would be built into the graph
         b = self.prepare(buffer)
-        if c.norm_adv == 'batch': b['adv'] = standard(b.adv)
+        whole = Batch(b, adv=standard(b.adv, buffer.data.valid)) if c.norm_adv == 'batch' else b
         for _ in range(c.epochs):
-            for mb in buffer.epoch(b, c.minibatch, self.rng):
+            for mb in buffer.epoch(whole, c.minibatch, self.rng):
                 info = self.update(self.opts['all'], self.loss, mb, lr)
                 total, n = total + info, n + 1
-            if c.target_kl and float(info[3]) > 1.5*c.target_kl: break
+            if c.target_kl and ranks.any_true(float(info[3]) > 1.5*c.target_kl): break
         return self.finish(buffer, b, total/n)
 
 agents.add('ppo', PPO)
 
 # %% ../../nbs/30_agents/20_ppo.ipynb #6364abf7
-def standard(x: Tensor) -> Tensor:
-    "Mean 0 and deviation 1; a single row becomes 0"
-    return (x - x.mean())/(x.std(correction=0) + 1e-8)
+def standard(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    "Mean 0 and deviation 1, of the valid rows; a single row becomes 0"
+    of = x if valid is None else x[valid]
+    return (x - of.mean())/(of.std(correction=0) + 1e-8)
 
 @patch
 def loss(self: PPO, b: Batch) -> tuple[Tensor, Tensor]:

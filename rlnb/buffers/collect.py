@@ -112,7 +112,8 @@ def _copied(x: Any) -> Any:
 @patch
 def state_dict(self: Collector) -> dict:
     "Where it was; the arrays are its own"
-    return dict(obs=_copied(self.obs), length=self.length, sums=dict(self.sums), steps=self.steps, memory=list(self.memory), env=self.env.state_dict())
+    return dict(obs=_copied(self.obs), length=self.length, sums=dict(self.sums), memory=list(self.memory), steps=self.steps,
+                env=self.env.state_dict())
 
 @patch
 def load_state_dict(self: Collector, d: dict) -> None:

@@ -59,12 +59,13 @@ def alloc(spec: Any, *lead: int, device: str = 'cpu') -> Any:
     import torch
     return torch.zeros(*lead, *shape, dtype=getattr(torch, np.dtype(dtype).name), device=device)
 
-# %% ../../nbs/20_buffers/10_rollout.ipynb #491029b6
+# %% ../../nbs/20_buffers/10_rollout.ipynb #49974788
 def tensors(x: Any) -> Any:
     "The same memory as torch tensors"
     import torch
     return x.map(tensors) if isinstance(x, Batch) else torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
+# %% ../../nbs/20_buffers/10_rollout.ipynb #491029b6
 def _put(seen: Any, obs: Any) -> None:
     if isinstance(seen, dict):
         for k, v in seen.items(): _put(v, obs[k])
@@ -99,6 +100,7 @@ class Rollout(Buffer):
     def clear(self) -> None:
         "Begin again at the first row"
         self.t, self.ends = 0, []
+        self.np.valid[...] = True          # a world may say nothing of it while all is well
     def close(self, obs: Any) -> None:
         "The observation after the last step, where the next rollout begins"
         _put(self.seen, obs)
@@ -148,7 +150,7 @@ def epoch(self: Rollout, batch: Batch, size: int, rng: np.random.Generator) -> I
     ok = self.np.valid.ravel() if self.device == 'cpu' else self.np.valid.ravel().cpu().numpy()
     n = ok.size
     order = rng.permutation(n) if ok.all() else np.resize(rng.permutation(ok.nonzero()[0]), n)
-    if short := -n % size: order = np.concatenate([order, order[:short]])
+    if short := -n % size: order = np.resize(order, n + short)
     shuffled = _shuffled(batch, torch.from_numpy(order).to(self.device))
     for i in range(0, len(order), size): yield _piece(shuffled, i, size)
 

@@ -86,7 +86,7 @@ def play(agent: Any, env: Any, episodes: int, seed: int, explore: bool = False, 
         if all(len(d) >= per for d in done): break
     return np.array([x for d in done for x in d[:per]])
 
-# %% ../../nbs/50_train/40_experiment.ipynb #0f2c39cc
+# %% ../../nbs/50_train/40_experiment.ipynb #88448ac1
 def train(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', steps: int = 100_000, root: str | Path = 'runs', name: str = '', episodes: int = 100,
           cbs: Iterable[Callback] = (), progress: bool = True, **settings: Any) -> Run:
     "Train here and now; settings are those of Experiment and, after agent_, of the agent"
@@ -95,6 +95,7 @@ def train(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', steps: int = 100_00
     exp = Experiment.from_dict(dict(agent=agent, env=env, steps=steps, agent_cfg=own, **{k: v for k, v in settings.items() if k in known}))
     return fit(exp, lambda: folder_for(exp, root, name), episodes, [*([Progress()] if progress else []), *cbs])
 
+# %% ../../nbs/50_train/40_experiment.ipynb #0f2c39cc
 def facts(exp: Experiment) -> dict[str, Any]:
     "What a run's config.json says"
     return dict(experiment=exp.to_dict(), digest=exp.digest(), fingerprint=fingerprint())

@@ -45,7 +45,7 @@ class Record(Callback):
     def after_fit(self, t: Any) -> None:
         self.cut = self.log.sync()
         self.log.close()
-    def state_dict(self) -> dict: return dict(offset=self.log.offset)
+    def state_dict(self) -> dict: return dict(offset=self.log.offset if hasattr(self, 'log') else self.cut or 0)
     def load_state_dict(self, d: dict) -> None: self.cut = int(d['offset'])
 
 # %% ../../nbs/50_train/20_track.ipynb #57c58778
@@ -65,11 +65,12 @@ class Profile(Callback):
         self.was, self.then = seen, now
     def after_fit(self, t: Any) -> None: self.log.close()
 
-# %% ../../nbs/50_train/20_track.ipynb #31906cd8
+# %% ../../nbs/50_train/20_track.ipynb #82af03ce
 def say(line: str) -> None:
     "Print what any console can show, at once"
     print(ascii_safe(line, getattr(sys.stdout, 'encoding', None) or 'utf-8'), flush=True)     # noqa: T201
 
+# %% ../../nbs/50_train/20_track.ipynb #31906cd8
 class Progress(Callback):
     "One line now and then for whoever is watching"
     order = 70
@@ -85,6 +86,9 @@ class Progress(Callback):
         if self.lines % 20 == 0: self.write(self.head)
         self.write(self.line(t, now - self.then))
         self.lines, self.then, self.was = self.lines + 1, now, spent(t)
+
+    def state_dict(self) -> dict: return dict(recent=self.recent.state_dict())
+    def load_state_dict(self, d: dict) -> None: self.recent.load_state_dict(d['recent'])
 
     def line(self, t: Any, seconds: float) -> str:
         "How far, how good, how fast, how long still"

@@ -33,6 +33,7 @@ class Trainer:
         self.agent, self.env, self.run, self.seed, self.horizon, self.num_threads = agent, env, run, seed, horizon, num_threads
         self.buffer, self.collector, self.cbs = agent.make_buffer(env), Collector(env, seed), Callbacks(cbs)
         self.step, self.iter, self.target = 0, 0, 0
+        self.begun, self.open = 0, False                # the step at which this iteration began; is it unfinished?
         self.metrics: dict[str, Any] = {}
         self.episodes: list[dict[str, float]] = []      # ended in this iteration
         self.time = dict(learn=0., cbs=0.)
@@ -52,8 +53,9 @@ class Trainer:
 # %% ../../nbs/50_train/30_trainer.ipynb #5d307f02
 @patch
 def one_iter(self: Trainer) -> None:
-    "One turn of the loop"
-    p = self.progress
+    "One turn of the loop, or what is left of one that was cut short"
+    if not self.open: self.begun, self.open = self.step, True
+    p = min(self.begun/self.horizon, 1.) if self.horizon else 0.
     self.episodes += self.collector.collect(self.agent, self.buffer, self.agent.collect_steps, p)
     self.step = self.collector.steps
     if not self.buffer.ready and self.collector.stop(): raise CancelFit('stopped inside a rollout')   # the part that is there is state
@@ -62,7 +64,7 @@ def one_iter(self: Trainer) -> None:
         then = perf_counter()
         self.metrics = self.agent.learn(self.buffer, p)
         self.time['learn'] += perf_counter() - then
-    self.iter += 1
+    self.iter, self.open = self.iter + 1, False
     self.ask('after_learn')
     self.episodes = []
 
@@ -87,13 +89,14 @@ def fit(self: Trainer, steps: int) -> Trainer:
 @patch
 def state_dict(self: Trainer) -> dict:
     "Everything that moves"
-    return dict(step=self.step, iter=self.iter, horizon=self.horizon, episodes=[dict(e) for e in self.episodes], rng=rng_state(),
-                agent=self.agent.train_state(), collector=self.collector.state_dict(), buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
+    return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open,
+                episodes=[dict(e) for e in self.episodes], rng=rng_state(), agent=self.agent.train_state(), collector=self.collector.state_dict(), buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
 
 @patch
 def load_state_dict(self: Trainer, d: dict) -> None:
     "Continue exactly where it was"
     self.step, self.iter, self.horizon, self.episodes = int(d['step']), int(d['iter']), int(d['horizon']), [dict(e) for e in d['episodes']]
+    self.begun, self.open = int(d['begun']), bool(d['open'])
     self.agent.load_train_state(d['agent'])
     self.collector.load_state_dict(d['collector'])
     self.buffer.load_state_dict(d['buffer'])
