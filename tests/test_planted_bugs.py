@@ -666,23 +666,20 @@ def _(mp): mp.setattr(collect, '_copied', lambda x: x)
 def _(mp): mp.setattr(actor_critic, 'layout', lambda shape: 'chw')
 
 
-# ---- found by these tests: the engine is expected to fail until it is mended, and then the mark has to go (strict)
-def defect(why: str): return pytest.mark.xfail(strict=True, reason=why)
-
-
-@defect('Rollout.epoch: order[:short] has at most n entries; np.resize(order, n + short)')
+# ---- found by these tests, and mended
 def test_a_minibatch_larger_than_two_rollouts():
+    "An epoch fills up its minibatch, however short the rollout"
     live(made(PPO, CartPole, n_steps=4, minibatch=64, epochs=1), CartPole(4), 1)
 
 
-@defect('PPO.learn: finish is handed the normalised advantages')
 def test_explained_variance_of_a_normalised_batch():
+    "It speaks of the advantages, not of the normalised ones"
     said = [live(made(PPO, CartPole, n_steps=16, norm_adv=k), CartPole(8), 1).metrics[0]['explained_variance'] for k in ('minibatch', 'batch')]
     close(*said)
 
 
-@defect('Rollout.clear leaves `valid` of the last rollout; it stays where a world tells it only when a row is not')
 def test_valid_is_not_stale():
+    "A world may tell `valid` only where a row is not: the last rollout must not shine through"
     told = []
     for quiet in False, True:
         world, agent = Script(2, 'next', quiet), made(n_steps=7)
@@ -724,8 +721,8 @@ def test_reset_rows_move_no_parameter(kind, cfg):
 
 
 @pytest.mark.parametrize('what, cfg', [('advantages', dict(norm_adv='batch')), ('norm_obs', dict(norm_obs=True)), ('norm_reward', dict(norm_reward=True)), ('explained_variance', {})])
-@defect('reset rows (valid False) are in the moments of the batch: PPO.learn standard(b.adv), finish b.adv.var() and norms["obs"], _scaled norms["ret"]')
 def test_reset_rows_are_in_no_statistic(what, cfg):
+    "Neither in the moments of a batch nor in those of observations, returns and errors"
     agent, world = made(PPO, n_steps=12, minibatch=60, **cfg), Script(mode='next')
     c, roll = Collector(world), agent.make_buffer(world)
     c.collect(agent, roll, 12)
@@ -742,14 +739,25 @@ def test_reset_rows_are_in_no_statistic(what, cfg):
     else: close(np.unique(seen['given']), np.unique(standard(adv)), 1e-4)
 
 
-@defect('PPO.learn: float(info[3]) > … is decided by each rank alone; ranks.any_true(…), or the ranks wait for each other forever')
 def test_ranks_agree_on_the_kl_stop():
-    "Another rank has moved too far: this one stops too"
+    "Another rank has moved too far: this one stops too, or they wait for each other for ever"
     agent = made(PPO, CartPole, n_steps=16, minibatch=64, epochs=5, target_kl=1e3)
     with pytest.MonkeyPatch.context() as mp:
         mp.setattr(ranks, 'any_true', lambda flag: True)
         live(agent, CartPole(4), 1)
     assert int(agent.opts['all'].step) == 1
+
+
+def test_schedules_do_not_compile_again():
+    "clip and ent_coef are no numbers in the graph: each new value would make a new one, and the ninth is an error"
+    made_graphs, real = [], torch.compile
+    def compiler(graph, inputs): made_graphs.append(graph); return graph.forward
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setattr(torch, 'compile', lambda f, **kw: real(f, backend=compiler, **kw))
+        torch._dynamo.reset()
+        agent = made(PPO, CartPole, compile=True, n_steps=8, minibatch=32, epochs=1, clip='linear(0.3, 0.1)', ent_coef='linear(0.02, 0.001)')
+        Trainer(agent, CartPole(4)).fit(12*32)
+    assert len(made_graphs) == 1
 
 
 # ---- each check, on the engine and on the planted variant
@@ -768,6 +776,7 @@ def one_thread():
 def test_the_engine_passes(name): CHECKS[name]()
 
 
+@pytest.mark.filterwarnings('ignore:std')
 @pytest.mark.parametrize('t', PLANTED, ids=[t.name for t in PLANTED])
 def test_the_planted_bug_is_caught(t):
     with pytest.MonkeyPatch.context() as mp:

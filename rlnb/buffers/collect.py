@@ -27,7 +27,7 @@ class Collector:
     _forget: Callable[..., None]
 
     def __init__(self, env: Any, seed: int = 0):
-        self.env, self.stop = env, lambda: False
+        self.env, self.stop, self.halted = env, lambda: False, False     # halted: `stop` cut the last rollout short
         self.steps, n = 0, env.num_envs                  # steps: of all worlds together
         self.obs = env.reset(seed)
         self.length = np.zeros(n, np.int64)
@@ -70,6 +70,7 @@ def collect(self: Collector, agent: Any, buffer: Buffer, n: int, progress: float
         e = perf_counter()
         clock['act'] += b - a; clock['env'] += d - c; clock['book'] += c - b + e - d; a = e
     self.obs = obs
+    self.halted = buffer.t < n
     if buffer.ready: buffer.close(obs)
     return episodes
 

@@ -46,7 +46,9 @@ class Record(Callback):
         self.cut = self.log.sync()
         self.log.close()
     def state_dict(self) -> dict: return dict(offset=self.log.offset if hasattr(self, 'log') else self.cut or 0)
-    def load_state_dict(self, d: dict) -> None: self.cut = int(d['offset'])
+    def load_state_dict(self, d: dict) -> None:
+        self.__dict__.pop('log', None)
+        self.cut = int(d['offset'])
 
 # %% ../../nbs/50_train/20_track.ipynb #57c58778
 def spent(t: Any) -> dict[str, float]:

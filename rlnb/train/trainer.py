@@ -58,7 +58,7 @@ def one_iter(self: Trainer) -> None:
     p = min(self.begun/self.horizon, 1.) if self.horizon else 0.
     self.episodes += self.collector.collect(self.agent, self.buffer, self.agent.collect_steps, p)
     self.step = self.collector.steps
-    if not self.buffer.ready and self.collector.stop(): raise CancelFit('stopped inside a rollout')   # the part that is there is state
+    if self.collector.halted: raise CancelFit('stopped inside a rollout')   # the part that is there is state
     self.ask('after_collect')
     if self.buffer.ready:
         then = perf_counter()
