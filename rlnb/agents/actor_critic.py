@@ -54,7 +54,7 @@ class Joined(nn.Module):
     def __init__(self, parts: dict[str, nn.Module], top: nn.Module):
         super().__init__()
         self.parts, self.top = nn.ModuleDict(parts), top
-    def forward(self, obs: dict[str, Tensor]) -> Tensor: return self.top(torch.cat([f(obs[k]) for k, f in self.parts.items()], -1))
+    def forward(self, obs: dict[str, Tensor]) -> Tensor: return self.top(torch.cat([f(obs[k]) for k, f in self.parts.items()], -1).tanh())
 
 class OneHot(nn.Module):
     "A whole number as a one-hot vector"

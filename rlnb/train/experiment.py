@@ -28,7 +28,7 @@ from .track import Profile, Progress, Record
 from .trainer import Trainer
 
 # %% ../../nbs/50_train/40_experiment.ipynb #668b2384
-_PAGES = ('a2c', 'ppo')     # importing a page registers its agent
+_PAGES = ('a2c', 'ppo', 'ppo_rnn')     # importing a page registers its agent
 
 def find_agent(name: str) -> Any:
     "The class of an agent, by its registered name"
@@ -76,10 +76,11 @@ def play(agent: Any, env: Any, episodes: int, seed: int, explore: bool = False, 
     "Returns of full episodes, the same number from each world"
     per = -(-episodes//env.num_envs)
     done: list[list[float]] = [[] for _ in range(env.num_envs)]
-    total, obs = np.zeros(env.num_envs), env.reset(seed)
+    total, obs, memory = np.zeros(env.num_envs), env.reset(seed), agent.initial_state(env.num_envs)
     for _ in range(limit):
-        st = env.step(agent.act(obs, explore)['act'])
+        st = env.step(agent.act(obs, explore, 1., *memory)['act'])
         total, obs = total + st.reward, st.obs
+        for m in memory: m[st.done] = 0
         for i in st.done.nonzero()[0]:
             done[i].append(float(total[i]))
             total[i] = 0
