@@ -2,7 +2,7 @@
 
 What is slow: cells flagged `#| slow` in the notebooks, and tests marked `slow`. Each is a line of results/nightly.jsonl with the version of
 its page (a hash of its code cells), so a slice does only what is not there yet for the present version; the table at the end prints what is
-there and names what is missing."""
+there and names what is missing. What is left of the slice goes to the learning grid, tools/learn.py."""
 import argparse
 import hashlib
 import json
@@ -67,8 +67,10 @@ def main() -> int:
     for key in todo:
         r = have.get(key)
         print(f'{key[0]:<48}{key[1]:<14}{("passed" if r["passed"] else "FAILED") if r else "missing":<9}{r["seconds"] if r else "":>8}')
-    print(f'{sum(k in have for k in todo)} of {len(todo)} are there')
-    return int(any(not have[k]['passed'] for k in todo if k in have))
+    print(f'{sum(k in have for k in todo)} of {len(todo)} are there\n\n── tools/learn.py', flush=True)
+    left = max(0., end - time.monotonic())/60
+    missed = subprocess.run([sys.executable, 'tools/learn.py', '--minutes', f'{left:.1f}'], cwd=ROOT).returncode
+    return int(missed or any(not have[k]['passed'] for k in todo if k in have))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,138 @@
+"""Does it learn? A grid of agents, worlds and seeds, to be run again until nothing is missing: `python tools/learn.py --minutes 40`
+
+A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of what the agent's page and its
+family's pages export, and of its preset: a slice does what is not there yet for the present one. Seeds were chosen beforehand, and all are
+shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best checkpoint, the best of four by 20 other episodes."""
+import argparse
+import copy
+import hashlib
+import json
+import os
+import sys
+import time
+from typing import NamedTuple
+
+from pages import NBS, ROOT, read
+
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+RESULTS, RUNS = ROOT / 'results' / 'learning.jsonl', ROOT / 'runs' / 'nightly'
+
+
+class Cell(NamedTuple):
+    "A bar, and the seeds that have to reach it"
+    agent: str
+    world: str
+    steps: int
+    bar: float
+    what: str = 'final'                  # or best: the best checkpoint
+    judge: str = 'mean'                  # over seeds; each: every seed; low: the lower end of the mean's interval
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
+CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
+         Cell('a2c', 'CartPole-v1', 100_000, 475, what='best'),
+         Cell('ppo', 'Acrobot-v1', 150_000, -95),
+         Cell('ppo', 'Pendulum-v1', 100_000, -200),
+         Cell('ppo', 'rlnb/MockCache-v0', 100_000, .9*96),                 # of the optimum
+         Cell('ppo', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),  # the best static policy: TinyLFU
+         Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
+         Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
+         Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2))]
+FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c')}
+
+
+def version(c: Cell) -> str:
+    "Of what is measured: the exported code of the pages, and the settings"
+    from rlnb.train.presets import preset
+    code = [src for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
+    return hashlib.sha256('\n'.join([*code, json.dumps(preset(c.agent, c.world))]).encode()).hexdigest()[:12]
+
+
+def done() -> dict[tuple, dict]:
+    "Rows by (agent, world, steps, seed, version); the last of equals counts"
+    if not RESULTS.exists(): return {}
+    rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines() if s.strip()]
+    return {(r['agent'], r['world'], r['steps'], r['seed'], r['version']): r for r in rows}
+
+
+def measure(c: Cell, seed: int, ver: str) -> dict:
+    "Train one cell"
+    from rlnb.core.seed import seed_of
+    from rlnb.envs.gym import make
+    from rlnb.runs.run import create
+    from rlnb.train.callback import Callback
+    from rlnb.train.experiment import Experiment, build, facts, fit, interval, play
+    from rlnb.train.presets import preset
+
+    class Best(Callback):
+        "Plays at each quarter of the run; keeps the best agent"
+        score, step, state, at = -float('inf'), 0, None, 0
+        def after_learn(self, t) -> None:
+            if 4*t.step < (self.at + 1)*c.steps: return
+            self.at = 4*t.step//c.steps
+            score = play(t.agent, make(c.world, 20), 20, seed_of(seed, 'choose')).mean()
+            if score > self.score: self.score, self.step, self.state = score, t.step, copy.deepcopy(t.agent.train_state())
+
+    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **preset(c.agent, c.world), 'steps': c.steps, 'seed': seed})
+    then, best = time.perf_counter(), Best()
+    build(exp).env.close()               # a world whose package is missing says so before there is a folder
+    run = fit(exp, create(RUNS, f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}', facts(exp)), 100, [best])
+    agent = build(exp).agent
+    agent.load_train_state(best.state)
+    scores = play(agent, make(c.world, 20), 100, seed_of(seed, 'play'))
+    low, high = interval(scores)
+    part = {k: round(v, 2) for k, v in run.result['return'].items() if k in ('mean', 'low', 'high')}
+    return dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, seconds=round(time.perf_counter() - then),
+                best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=best.step))
+
+
+def table(have: dict[tuple, dict]) -> tuple[str, bool]:
+    "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
+    from rlnb.train.experiment import interval
+    lines, well, there = [f'{"agent":<6}{"world":<20}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
+    for c in CELLS:
+        rows = [have.get((c.agent, c.world, c.steps, s, version(c))) for s in c.seeds]
+        xs = [r[c.what]['mean'] for r in rows if r]
+        low, high = interval(xs) if xs else (0, 0)
+        mean = sum(xs)/len(xs) if xs else 0
+        met = {'each': min(xs, default=0), 'mean': mean, 'low': low}[c.judge] >= c.bar
+        lacking = [str(s) for s, r in zip(c.seeds, rows) if not r]
+        there, well = there + len(xs), well and (met or not xs)
+        seen = ' '.join(f'{r[c.what]["mean"]:.1f}' if r else '—' for r in rows)
+        verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
+        over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
+        how = {'each': ' every seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
+        lines.append(f'{c.agent:<6}{c.world:<20}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
+    return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
+
+
+def main() -> int:
+    from rlnb.core.errors import MissingExtra
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
+    p.add_argument('--table', action='store_true', help='measure nothing')
+    a = p.parse_args()
+    end, have, absent = time.monotonic() + 60*a.minutes, done(), set()
+    if hasattr(os, 'nice') and not a.table: os.nice(19)
+    for c in [] if a.table else CELLS:
+        ver = version(c)
+        for seed in c.seeds:
+            key = c.agent, c.world, c.steps, seed, ver
+            guess = max((r['seconds'] for k, r in have.items() if k[:3] == key[:3]), default=c.steps/2000)
+            if key in have or c.world in absent or time.monotonic() + guess > end: continue
+            try: row = have[key] = measure(c, seed, ver)
+            except MissingExtra as e:
+                absent.add(c.world)
+                print(f'{c.world}: {e}')
+                continue
+            RESULTS.parent.mkdir(exist_ok=True)
+            with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+            print(f'{c.agent} {c.world} seed {seed}: {row[c.what]["mean"]:.1f} in {row["seconds"]} s', flush=True)
+    text, well = table(have)
+    print(text)
+    return int(not well)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
