@@ -20,7 +20,7 @@ from ..buffers.rollout import Rollout, tensors
 from ..core import heads
 from ..core.batch import Array, Batch
 from ..core.errors import BadInput
-from ..core.nets import Flat, act_fn, cnn, mlp
+from ..core.nets import Flat, act_fn, activations, cnn, mlp
 from ..core.returns import gae
 from ..core.running import Running
 from ..core.seed import generator_state, isolated, seed_of, set_generator_state
@@ -54,7 +54,7 @@ class Joined(nn.Module):
     def __init__(self, parts: dict[str, nn.Module], top: nn.Module):
         super().__init__()
         self.parts, self.top = nn.ModuleDict(parts), top
-    def forward(self, obs: dict[str, Tensor]) -> Tensor: return self.top(torch.cat([f(obs[k]) for k, f in self.parts.items()], -1).tanh())
+    def forward(self, obs: dict[str, Tensor]) -> Tensor: return self.top(torch.cat([f(obs[k]) for k, f in self.parts.items()], -1))
 
 class OneHot(nn.Module):
     "A whole number as a one-hot vector"
@@ -80,7 +80,7 @@ def body(space: spaces.Space, out: int, cfg: Any, gain: float = 1.) -> nn.Module
         size = 'nature' if sorted(space.shape)[1] >= 36 else 'small'
         return nn.Sequential(cnn(space.shape, layout(space.shape), size, 256), *mlp((256, out), gain=gain))
     if isinstance(space, spaces.Dict):
-        parts = {k: body(s, hidden[-1], cfg, 2**.5) for k, s in space.items() if k != 'action_mask'}
+        parts = {k: nn.Sequential(body(s, hidden[-1], cfg, 2**.5), activations[cfg.activation]()) for k, s in space.items() if k != 'action_mask'}
         return Joined(parts, mlp((len(parts)*hidden[-1], out), gain=gain))
     raise BadInput('obs_space', str(space), 'Box with one or three axes, Discrete, or a Dict of them')
 

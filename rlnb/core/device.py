@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['devices', 'pick', 'blas_threads', 'threads', 'thread_env', 'gpu_usage', 'compiler', 'DeviceTable', 'table',
-           'fingerprint', 'drift', 'deterministic', 'sync']
+           'fingerprint', 'drift', 'deterministic', 'sync', 'keep_memory']
 
 # %% ../../nbs/00_core/40_device.ipynb #09acdc06
 import ctypes
@@ -224,3 +224,11 @@ def sync(device: str | torch.device) -> None:
     kind = torch.device(device).type
     if kind == 'cuda': torch.cuda.synchronize(device)
     elif kind == 'mps': torch.mps.synchronize()
+
+# %% ../../nbs/00_core/40_device.ipynb #38e7a3b3
+def keep_memory() -> bool:
+    "Ask glibc to keep freed memory for the next array; False where there is no glibc to ask"
+    if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc': return False
+    libc = ctypes.CDLL(None)
+    asked = ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26))     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+    return all([bool(libc.mallopt(what, size)) for what, size in asked])

@@ -15,7 +15,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..buffers.collect import Collector
-from ..core.device import threads
+from ..core.device import keep_memory, threads
 from ..core.errors import BadInput
 from ..core.seed import rng_state, set_rng_state
 from .callback import Callback, Callbacks, CancelFit
@@ -75,6 +75,7 @@ def fit(self: Trainer, steps: int) -> Trainer:
     self.target, self.horizon, self.stopped = steps, self.horizon or steps, ''
     was = gc.get_freeze_count()
     gc.freeze()
+    keep_memory()
     with threads(self.num_threads):
         try:
             self.ask('before_fit')
