@@ -126,7 +126,6 @@ def setup() -> None:
     mark.write_text(want)
     if (ROOT / '.git').exists():
         sh(BIN / 'nbdev_install_hooks', check=False, stdout=subprocess.DEVNULL)
-        sh('git', 'checkout', '-q', '--', '.gitattributes', '.gitconfig', check=False, stderr=subprocess.DEVNULL)
     say(f'environment ready in {time.monotonic() - then:.0f} s')
 
 

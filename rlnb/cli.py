@@ -96,11 +96,13 @@ def _train(a: argparse.Namespace) -> dict[str, Any]:
     if a.episodes < 1: raise BadInput('episodes', str(a.episodes), 'at least 1')
     run = fit(exp, lambda: folder_for(exp, a.root, a.run), a.episodes, [Progress()])
     r, ret = run.result, run.result['return']
-    _say(f"return {ret['mean']:.1f} [{ret['low']:.1f}, {ret['high']:.1f}], 95 % interval over {ret['n']} {ret['over']}; {r['sps']:.0f} steps/s; {run.path}")
+    over = f"95 % interval over {ret['n']} {ret['over']}"
+    _say(f"return {ret['mean']:.1f} [{ret['low']:.1f}, {ret['high']:.1f}], {over}; {r['sps']:.0f} steps/s; {run.path}")
     return r
 
 # %% ../nbs/98_cli.ipynb #9b2c9a56
-@command('measure speed, beside Stable-Baselines3 in the same run if asked', (('rows',), dict(nargs='*', metavar='ROW', help='workloads; all, if none')),
+@command('measure speed, beside Stable-Baselines3 in the same run if asked',
+         (('rows',), dict(nargs='*', metavar='ROW', help='workloads; all, if none')),
          (('--vs',), dict(choices=('sb3',), help='the peer')), (('--rounds',), dict(type=int, default=3, help='interleaved rounds')),
          (('--steps',), dict(type=int, default=0, help="another length; 0: each workload's own")))
 def bench(a: argparse.Namespace) -> dict[str, Any]:

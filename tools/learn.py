@@ -2,7 +2,8 @@
 
 A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of what the agent's page and its
 family's pages export, and of its preset: a slice does what is not there yet for the present one. Seeds were chosen beforehand, and all are
-shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best checkpoint, the best of four by 20 other episodes."""
+shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best checkpoint, the best of four by 20
+other episodes."""
 import argparse
 import copy
 import hashlib

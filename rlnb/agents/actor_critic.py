@@ -80,7 +80,8 @@ def body(space: spaces.Space, out: int, cfg: Any, gain: float = 1.) -> nn.Module
         size = 'nature' if sorted(space.shape)[1] >= 36 else 'small'
         return nn.Sequential(cnn(space.shape, layout(space.shape), size, 256), *mlp((256, out), gain=gain))
     if isinstance(space, spaces.Dict):
-        parts = {k: nn.Sequential(body(s, hidden[-1], cfg, 2**.5), activations[cfg.activation]()) for k, s in space.items() if k != 'action_mask'}
+        parts: dict[str, nn.Module] = {k: nn.Sequential(body(s, hidden[-1], cfg, 2**.5), activations[cfg.activation]())
+                                       for k, s in space.items() if k != 'action_mask'}
         return Joined(parts, mlp((len(parts)*hidden[-1], out), gain=gain))
     raise BadInput('obs_space', str(space), 'Box with one or three axes, Discrete, or a Dict of them')
 

@@ -57,9 +57,10 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
     e, r = run.config.get('experiment', {}), run.result
     steps, returns = run.metrics('episode/return')
     ret = r.get('return')
+    good = f'{returns[-1]:.1f}' if returns else ''
+    if ret: good = f"{ret['mean']:.1f} [{ret['low']:.1f}, {ret['high']:.1f}] over {ret['n']} {ret['over']}"
     return [('run', run.name), ('agent', e.get('agent', '?')), ('world', e.get('env', '?')), ('seed', e.get('seed', '?')),
-            ('steps', r.get('steps', steps[-1] if steps else 0)), ('phase', r.get('phase', 'running')),
-            ('return', f"{ret['mean']:.1f} [{ret['low']:.1f}, {ret['high']:.1f}] over {ret['n']} {ret['over']}" if ret else f'{returns[-1]:.1f}' if returns else '')]
+            ('steps', r.get('steps', steps[-1] if steps else 0)), ('phase', r.get('phase', 'running')), ('return', good)]
 
 @patch
 def _repr_html_(self: Run) -> str:

@@ -105,7 +105,8 @@ def train(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', steps: int | None =
     "Train here and now; settings are those of Experiment and of the agent"
     known = {f.name for f in Experiment.fields()}
     own = {k: v for k, v in settings.items() if k not in known}
-    said = dict(agent=agent, env=env, agent_cfg=own, **({} if steps is None else dict(steps=steps)), **{k: v for k, v in settings.items() if k in known})
+    said = {k: v for k, v in settings.items() if k in known} | dict(agent=agent, env=env, agent_cfg=own)
+    if steps is not None: said['steps'] = steps
     exp = resolve(said, presets)
     return fit(exp, lambda: folder_for(exp, root, name), episodes, [*([Progress()] if progress else []), *cbs])
 

@@ -90,8 +90,9 @@ def fit(self: Trainer, steps: int) -> Trainer:
 @patch
 def state_dict(self: Trainer) -> dict:
     "Everything that moves"
-    return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open,
-                episodes=[dict(e) for e in self.episodes], rng=rng_state(), agent=self.agent.train_state(), collector=self.collector.state_dict(), buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
+    return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open, rng=rng_state(),
+                episodes=[dict(e) for e in self.episodes], agent=self.agent.train_state(), collector=self.collector.state_dict(),
+                buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
 
 @patch
 def load_state_dict(self: Trainer, d: dict) -> None:
