@@ -60,6 +60,6 @@ class Events:
         self.log.close()
 
 # %% ../../nbs/40_runs/07_events.ipynb #d28ba2fe
-def commands_after(rows: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-    "Changes that took effect behind a step, in order: to be applied again there"
-    return [r for r in rows if r['kind'] == 'set' and r['step'] > step]
+def commands_after(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    "Changes that were recorded after the first n events, in order: each is to be applied again at its step"
+    return [r for r in rows[n:] if r['kind'] == 'set']

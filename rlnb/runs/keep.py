@@ -31,7 +31,7 @@ def checkpoints(self: Run, verify: bool = False) -> list[dict[str, Any]]:
     best, out = (manifest_of_best(self.path) or {}).get('step'), []
     for step in steps_saved(self.path):
         m = manifest(folder := at_step(self.path, step))
-        row = {k: m[k] for k in ('kind', 'score', 'cause', 'resume', 'time', 'seconds') if k in m}
+        row: dict[str, Any] = {k: m[k] for k in ('kind', 'score', 'cause', 'resume', 'time', 'seconds') if k in m}
         size = sum(int(f.get('size', 0)) for f in m.get('files', {}).values() if isinstance(f, dict))
         out.append(dict(step=step, **row, bytes=size, best=step == best, sha256=str(m.get('sha256', ''))))
         if verify: out[-1]['whole'] = _whole(folder)
@@ -89,8 +89,11 @@ def _fits(path: Path, m: dict[str, Any]) -> None:
     if size < rows['offset'] or seen.hexdigest() != rows['sha256']:
         raise Damaged(path/'metrics.jsonl', f"its first {rows['offset']} bytes are not those that checkpoint {m['step']} was written beside")
 
-def resume_point(path: str | Path, damaged: list[tuple[Path, str]] | None = None, weights: bool = False) -> tuple[Path, dict] | None:
-    "Newest whole checkpoint to go on from (or, for weights only, of all) and its manifest; None before the first. What is passed over is added to `damaged`"
+def resume_point(path: str | Path,
+                 damaged: list[tuple[Path, str]] | None = None,       # gets what is passed over
+                 weights: bool = False                                # of all checkpoints, not only of those to go on from
+                 ) -> tuple[Path, dict[str, Any]] | None:
+    "Newest whole checkpoint to go on from and its manifest; None before the first"
     path, bad = Path(path), []
     for step in reversed(steps_saved(path)):
         try:

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'Run', 'create', 'runs', 'find']
 
 # %% ../../nbs/40_runs/10_run.ipynb #283c1f93
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,28 @@ SCHEMA = 1      # of config.json: a folder of a later one is refused, not guesse
 
 class Run:
     "A run's folder, read; nothing here needs torch"
+    metrics: Callable[..., Any]
+    log: Callable[..., str]
+    total: int
+    pause: Callable[[], 'Run']      # these and other verbs come with the pages of the house that know how
+    cont: Callable[[], 'Run']
+    stop: Callable[[], 'Run']
+    checkpoint: Callable[[], 'Run']
+    set: Callable[..., 'Run']
+    kill: Callable[[], bool]
+    wait: Callable[..., 'Run']
+    checkpoints: Callable[..., list[dict[str, Any]]]
+    at: Callable[..., Path]
+    prune: Callable[..., list[int]]
+    resume: Callable[..., 'Run']
+    fork: Callable[..., 'Run']
+    load: Callable[..., Any]
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not (self.path/'config.json').is_file(): raise BadInput('run', f'{plain(self.path.name)} holds no config.json', 'the folder of a run')
-        known = self.config.get('schema')
-        if known != SCHEMA: raise BadInput('run', f'{plain(self.path.name)} has the layout {plain(known)}', f'layout {SCHEMA}: use the rlnb that wrote it')
+        if (known := self.config.get('schema')) != SCHEMA:
+            raise BadInput('run', f'{plain(self.path.name)} has the layout {plain(known)}', f'layout {SCHEMA}: use the rlnb that wrote it')
 
     @property
     def name(self) -> str:
