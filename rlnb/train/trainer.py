@@ -95,7 +95,7 @@ def fit(self: Trainer, steps: int) -> Trainer:
 def state_dict(self: Trainer) -> dict:
     "Everything that moves"
     return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open, ended=self.ended, rng=rng_state(),
-                episodes=[dict(e) for e in self.episodes], agent=self.agent.train_state(), collector=self.collector.state_dict(),
+                episodes=[dict(e) for e in self.episodes if self.open], agent=self.agent.train_state(), collector=self.collector.state_dict(),
                 buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
 
 @patch
