@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Due', 'beside', 'finite', 'Checkpoint']
 
-# %% ../../nbs/50_train/22_save.ipynb #3035ae8f
+# %% ../../nbs/50_train/22_save.ipynb #204c0bbc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from ..runs.keep import Keeper
 from ..runs.state import now
 from .callback import Callback
 
-# %% ../../nbs/50_train/22_save.ipynb #83d64248
+# %% ../../nbs/50_train/22_save.ipynb #0a98b71b
 class Due:
     "Every so many: true once at the first count that reaches the next multiple"
     def __init__(self, every: int): self.every, self.next = every, 0
@@ -33,7 +33,7 @@ class Due:
         if due: self.begin(count)
         return due
 
-# %% ../../nbs/50_train/22_save.ipynb #904feba2
+# %% ../../nbs/50_train/22_save.ipynb #846265f4
 def beside(t: Any, events: Events | None) -> dict[str, Any]:
     "What a checkpoint was written beside: rows and events, on the disk"
     if t.rows is None: return {}
@@ -45,7 +45,7 @@ def finite(agent: Any) -> bool:
     "Are all weights numbers?"
     return all(bool(torch.isfinite(o.vec.sum())) for o in getattr(agent, 'opts', {}).values())
 
-# %% ../../nbs/50_train/22_save.ipynb #91d224a5
+# %% ../../nbs/50_train/22_save.ipynb #53a6cb9a
 class Checkpoint(Callback):
     "Saves on the way"
     order = 90
@@ -56,7 +56,7 @@ class Checkpoint(Callback):
                  first: float = 10., least: float = 60., snapshot: float = 5., before: float = 0.):
         self.keeper, self.events, self.tier = keeper, events, tier
         self.steps, self.episodes, self.least, self.wait, self.snapshot, self.before = Due(every), Due(episodes), least, first, snapshot, before
-        self.asked, self.cost, self.failed = '', 0., 0
+        self.asked, self.cost, self.failed, self.began = '', 0., 0, time.monotonic()
         self.good: tuple[Frozen, dict[str, Any]] | None = None      # in memory: the last good state and its facts
 
     def ask(self, kind: str) -> None:
@@ -89,7 +89,7 @@ class Checkpoint(Callback):
         seconds = self.before + time.monotonic() - self.began
         return dict(step=t.step, iter=t.iter, time=now(), seconds=round(seconds, 2), tier=self.tier, **beside(t, self.events))
 
-# %% ../../nbs/50_train/22_save.ipynb #d7b9d5c2
+# %% ../../nbs/50_train/22_save.ipynb #fac5fd5d
 @patch
 def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any) -> str:
     "Save now, if the weights are numbers; returns the seal, '' if nothing was written"
