@@ -25,7 +25,8 @@ from .evaluation.evaluate import play
 from .evaluation.stats import interval
 from .runs.run import Run
 from .train.callback import Callback, CancelFit
-from .train.experiment import Experiment, build, fit, load, train
+from .train.experiment import Experiment, build
+from .train.session import fit, load, train
 from .train.trainer import Trainer
 
 __all__ = [name for name in dir() if not name.startswith('_')]

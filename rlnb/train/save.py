@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Due', 'beside', 'finite', 'Checkpoint']
 
-# %% ../../nbs/50_train/22_save.ipynb #204c0bbc
+# %% ../../nbs/50_train/22_save.ipynb #6f3fa5dc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from ..runs.keep import Keeper
 from ..runs.state import now
 from .callback import Callback
 
-# %% ../../nbs/50_train/22_save.ipynb #0a98b71b
+# %% ../../nbs/50_train/22_save.ipynb #890794ee
 class Due:
     "Every so many: true once at the first count that reaches the next multiple"
     def __init__(self, every: int): self.every, self.next = every, 0
@@ -33,7 +33,7 @@ class Due:
         if due: self.begin(count)
         return due
 
-# %% ../../nbs/50_train/22_save.ipynb #846265f4
+# %% ../../nbs/50_train/22_save.ipynb #d7230f99
 def beside(t: Any, events: Events | None) -> dict[str, Any]:
     "What a checkpoint was written beside: rows and events, on the disk"
     if t.rows is None: return {}
@@ -45,7 +45,7 @@ def finite(agent: Any) -> bool:
     "Are all weights numbers?"
     return all(bool(torch.isfinite(o.vec.sum())) for o in getattr(agent, 'opts', {}).values())
 
-# %% ../../nbs/50_train/22_save.ipynb #53a6cb9a
+# %% ../../nbs/50_train/22_save.ipynb #7e4a7220
 class Checkpoint(Callback):
     "Saves on the way"
     order = 90
@@ -65,7 +65,8 @@ class Checkpoint(Callback):
     def before_fit(self, t: Any) -> None:
         self.steps.begin(t.step)
         self.episodes.begin(t.ended)
-        self.began = self.last = self.copied = time.monotonic()
+        self.began = self.last = time.monotonic()
+        self._copy(t)
 
     def after_learn(self, t: Any) -> None:
         at = time.monotonic()
@@ -89,13 +90,13 @@ class Checkpoint(Callback):
         seconds = self.before + time.monotonic() - self.began
         return dict(step=t.step, iter=t.iter, time=now(), seconds=round(seconds, 2), tier=self.tier, **beside(t, self.events))
 
-# %% ../../nbs/50_train/22_save.ipynb #fac5fd5d
+# %% ../../nbs/50_train/22_save.ipynb #0c450499
 @patch
 def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any) -> str:
     "Save now, if the weights are numbers; returns the seal, '' if nothing was written"
     self.asked, then = '', time.perf_counter()
     if not finite(t.agent): return ''
-    try: seal = self.keeper.save(t.state_dict(), kind=kind, resume=resume and self.tier != 'none', **self.facts(t), **more)
+    try: seal = self.keeper.save(t.state_dict(), kind=kind, resume=resume, **self.facts(t), **more)
     except DiskError as e:
         self.failed += 1
         if self.events: self.events.add('unsaved', t.step, sync=False, cause=str(e))
@@ -114,4 +115,4 @@ def emergency(self: Checkpoint, cause: str) -> str:
     if self.good is None: return ''
     state, facts = self.good
     self.good = None
-    return self.keeper.save(state, kind='emergency', cause=cause, **facts)
+    return self.keeper.save(state, kind='emergency', cause=cause, resume=self.tier != 'boundary', **facts)
