@@ -45,7 +45,8 @@ def _watch(run: Run, worker: Any) -> None:
 def launch(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', steps: int | None = None, root: str | Path = 'runs', name: str = '',
            episodes: int = 100, presets: bool = True, fresh: bool = False, allow: Iterable[str] = (), **settings: Any) -> Run:
     "Train in a process of its own and come back at once; settings are those of Experiment and of the agent"
-    if not isinstance(env, str): raise BadInput('env', f'a {type(env).__name__}', "an id, or 'module:factory' with allow=['module']: a worker must find it")
+    if not isinstance(env, str):
+        raise BadInput('env', f'a {type(env).__name__}', "an id, or 'module:factory' with allow=['module']: a worker must find it")
     exp = asked(agent, env, steps, presets, **settings)
     run = None if fresh else unfinished(exp, root, name)
     if run is None:
@@ -59,9 +60,9 @@ def resume(self: Run, steps: int | None = None, rescale: bool = False, episodes:
     "Go on from the newest checkpoint, in a process of its own; with another total, if `steps` says so"
     point = resume_point(self.path)                    # raises where all are damaged
     behind = int(point[1]['step']) if point else 0
-    if self.phase == 'finished' and steps is None: raise BadInput('steps', f'{self.name} is finished', f'more than {behind:,}: it counts from the beginning')
-    if steps is not None and steps <= behind:
-        raise BadInput('steps', f'{steps:,}, but {behind:,} are behind us', f'more than {behind:,}: it counts from the beginning')
+    more = f'more than {behind:,}: it counts from the beginning'
+    if self.phase == 'finished' and steps is None: raise BadInput('steps', f'{self.name} is finished', more)
+    if steps is not None and steps <= behind: raise BadInput('steps', f'{steps:,}, but {behind:,} are behind us', more)
     return start(self, steps, rescale, episodes, allow)
 
 # %% ../../nbs/50_train/65_launch.ipynb #47841087
