@@ -40,6 +40,9 @@ class Run:
     resume: Callable[..., 'Run']
     fork: Callable[..., 'Run']
     load: Callable[..., Any]
+    verify: Callable[[], dict[str, str]]
+    reproduce: Callable[..., dict[str, Any]]
+    rm: Callable[[], None]
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

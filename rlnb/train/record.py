@@ -109,7 +109,7 @@ def fork(self: Run, at: int | str = 'latest', name: str = '', root: str | Path |
     if not m.get('resume', True): raise BadInput('at', f'checkpoint {step} is for its weights only', 'one to go on from: `rlnb ckpt ls` lists them')
     exp = Experiment.from_dict(self.config['experiment'])
     known = {f.name for f in Experiment.fields()}
-    exp = exp.override({k if k in known or '.' in k else f'agent.{k}': v for k, v in changes.items()})
+    exp = exp.override({'group': ''} | {k if k in known or '.' in k else f'agent.{k}': v for k, v in changes.items()})
     lived = state['cbs'].get('Control', {}).get('changes', {})          # what was changed while it trained goes on, but for what is changed now
     for k in changes: lived.pop(k.removeprefix('agent.'), None)
     parent = dict(run=self.name, step=step, seal=m['sha256'], changes=changes)
