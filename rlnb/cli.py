@@ -48,6 +48,7 @@ _TRAIN = (*_EXP, ROOT, (('--run',), dict(default='', metavar='NAME', help="the r
           (('--detach',), dict(action='store_true', help='train in a process of its own and come back')),
           (('--episodes',), dict(type=int, default=100, help='episodes that the trained agent plays at the end')))
 
+# %% ../nbs/98_cli.ipynb #4320106b
 def seconds(text: str) -> float:
     "90, 30m, 2h or 1d in seconds"
     try: return float(text[:-1])*dict(s=1, m=60, h=3600, d=86400)[text[-1]] if text[-1:].isalpha() else float(text)
@@ -60,6 +61,7 @@ def seeds_of(text: str) -> list[int]:
         return [s for p in parts for s in (range(p[0], p[1] + 1) if len(p) == 2 else p)]
     except (ValueError, IndexError): raise BadInput('seeds', repr(text)[:40], 'like 0-4 or 1,3,7') from None
 
+# %% ../nbs/98_cli.ipynb #f4264495
 def experiment(a: argparse.Namespace) -> Any:
     "The experiment that was typed: command line before file before preset before defaults"
     from rlnb.core.yaml import load_yaml
@@ -100,6 +102,7 @@ def ended(run: Any, a: argparse.Namespace) -> dict[str, Any]:
         out(f"return {ret['mean']:.1f} [{ret['low']:.1f}, {ret['high']:.1f}], {over}; {r['sps']:.0f} steps/s; {run.path}")
     return r | dict(_code=0 if r['phase'] == 'finished' else 75)
 
+# %% ../nbs/98_cli.ipynb #76161c29
 @command('train an agent here and now, and say how good it became', *_TRAIN)
 def _train(a: argparse.Namespace) -> dict[str, Any]:
     "Train, save, play, and sum up"
@@ -131,6 +134,7 @@ def _resume(a: argparse.Namespace) -> dict[str, Any]:
     if a.detach: return dict(run=start(run, a.steps, a.rescale, a.episodes, a.allow_import).name, phase='starting')
     return ended(fit(run, a.steps, a.episodes, [] if a.json else [Progress()], a.rescale, allow=a.allow_import), a)
 
+# %% ../nbs/98_cli.ipynb #8d9c703f
 @command('copy a run up to a checkpoint, with something changed from there on', *RUN,
          (('--at',), dict(default='latest', metavar='STEP', help='which checkpoint')), (('--name',), dict(default='', help='of the new run')),
          (('--set',), dict(action='append', default=[], metavar='FIELD=VALUE', help='what is changed')))
@@ -150,6 +154,7 @@ def _verify(a: argparse.Namespace) -> dict[str, Any]:
     if not a.json: out('\n'.join(f'{k}: {v or "as it was written"}' for k, v in found.items()))
     return dict(checked=len(found), bad=bad, _code=65 if bad else 0)
 
+# %% ../nbs/98_cli.ipynb #4d4417e1
 @command('train a run again from its record and compare', *RUN, _ALLOW)
 def _reproduce(a: argparse.Namespace) -> dict[str, Any]:
     "Equal to the byte, or where not"

@@ -75,6 +75,7 @@ def _shown(rows: list[dict[str, Any]]) -> str:
               of(b['eta'], duration)) for b in rows]
     return table(cells, ['run', 'agent', 'world', 'phase', 'steps', 'return', 'steps/s', 'left'])
 
+# %% ../nbs/97_verbs.ipynb #9fb73c7e
 @command('list the runs', ROOT, (('--group',), dict(help='only those of a group')))
 def _runs(a: argparse.Namespace) -> dict[str, Any]:
     "All runs, oldest first"
@@ -93,6 +94,7 @@ def _status(a: argparse.Namespace) -> dict[str, Any]:
         if error := r.state.get('error'): out(f"{error['cause']}\ntraceback: {r.path.name}/{error['where']}; go on: rlnb resume {r.name}")
     return found
 
+# %% ../nbs/97_verbs.ipynb #bcaac0a7
 @command("show the end of a run's log", *RUN, (('--lines',), dict(type=int, default=200, help='how many lines')))
 def _logs(a: argparse.Namespace) -> dict[str, Any]:
     "What its process printed"
@@ -123,6 +125,7 @@ def _told(a: argparse.Namespace, what: str, **kw: Any) -> dict[str, Any]:
     if not a.json: out(f'{r.name}: {what} was told' if what != 'kill' else f'{r.name}: killed')
     return dict(run=r.name, told=what)
 
+# %% ../nbs/97_verbs.ipynb #7caa47c4
 @command('pause a run; it saves, and uses no processor', *RUN)
 def _pause(a: argparse.Namespace) -> dict[str, Any]: return _told(a, 'pause')
 @command('let a paused run go on', *RUN)

@@ -42,6 +42,7 @@ def _watch(run: Run, worker: Any) -> None:
         error = dict(cause=run.log(1) or f'the worker ended with {code}', error='', code=code, where='log.txt', checkpoint='')
         State(run.path, life=0).phase('failed', error=error)
 
+# %% ../../nbs/50_train/65_launch.ipynb #c568c97d
 def launch(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', steps: int | None = None, root: str | Path = 'runs', name: str = '',
            episodes: int = 100, presets: bool = True, fresh: bool = False, allow: Iterable[str] = (), **settings: Any) -> Run:
     "Train in a process of its own and come back at once; settings are those of Experiment and of the agent"

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/50_train/68_record.ipynb #c8a8f562
 import hashlib
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -43,6 +42,7 @@ def _verified(run: Run) -> dict[str, str]:
     if ends: look('result.json', lambda: _must(to_json(run.result) == to_json(ends[-1]), 'it is not the result that the events tell'))
     return found
 
+# %% ../../nbs/50_train/68_record.ipynb #f3f8e547
 def _must(ok: bool, what: str) -> None:
     if not ok: raise BadInput('verify', what)
 def _checkpoint(run: Run, step: int, seals: dict[str, int]) -> None:
@@ -66,22 +66,21 @@ def reproduce(self: Run, root: str | Path | None = None, **world: Any) -> dict[s
     "Train it again from its record and compare: {identical, rows, differs, changed}"
     rows = self.metrics()
     if not rows: raise BadInput('run', f'{self.name} has no rows yet')
-    place = Path(root) if root else Path(tempfile.mkdtemp())
-    copy = create(place, self.name, {k: v for k, v in self.config.items() if k not in ('name', 'schema')})
+    if root is None:
+        with tempfile.TemporaryDirectory() as place: return self.reproduce(place, **world)
+    copy = create(root, self.name, {k: v for k, v in self.config.items() if k not in ('name', 'schema')})
     if self.probe: write_json(copy.path/'probe.json', self.probe)
     events = Events(copy.path)
     for e in self.events:
         if e['kind'] in ('set', 'extend'): events.add(e['kind'], e['step'], **{k: e[k] for k in ('changes', 'steps', 'rescale') if k in e})
     events.close()
-    try:
-        fit(copy, rows[-1]['step'] if rows[-1]['step'] != copy.total else None, 0, **world)
-        differs = _differences(self, copy)
-    finally:
-        if root is None: shutil.rmtree(place, ignore_errors=True)
+    fit(copy, rows[-1]['step'] if rows[-1]['step'] != copy.total else None, 0, **world)
+    differs = _differences(self, copy)
     x = self.config['experiment']
     changed = drift(self.probe.get('fingerprint', {}), fingerprint(num_envs=x['num_envs'], threads=x['num_threads']))
     return dict(identical=not differs, rows=len(rows), differs=differs, changed=changed)
 
+# %% ../../nbs/50_train/68_record.ipynb #dee3504b
 def _differences(a: Run, b: Run) -> list[str]:
     "Rows and final states that are not equal byte for byte"
     x, y = (r.metrics() for r in (a, b))
