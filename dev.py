@@ -188,7 +188,7 @@ def test(args: argparse.Namespace) -> None:
     py('tools/test.py', *(['--list'] if args.list else []), *(f'--part={p}' for p in args.part))
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for f in (run, test, lab, docs, size, nightly, sync):
@@ -204,9 +204,14 @@ def main() -> None:
             c.add_argument('--open', action='store_true')
         if f is nightly:
             c.add_argument('--minutes', type=float, default=40)
-    if WINDOWS and hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='replace')
-    args = p.parse_args()
+    return p
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')     # a console that cannot show a sign shows ? and goes on
+    args = parser().parse_args()
     try:
         args.f(args)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from configparser import ConfigParser
 from html.parser import HTMLParser
@@ -29,9 +30,9 @@ from pages import NBS, ROOT, Page, directives, pages
 
 # The sidebar: folder or file of nbs/ → caption, in its order. A folder that does not exist is left out.
 FLOORS = {
+    '90_learn': 'Learn',          # who comes to learn begins here
     '00_core': 'The ground floor', '10_envs': 'Worlds', '20_buffers': 'Buffers', '30_agents': 'Agents', '40_runs': 'Runs',
     '45_evaluation': 'Evaluation', '50_train': 'Training', '60_search': 'Search', '70_flow': 'Pipelines and clouds', '80_panels': 'Panels',
-    '90_learn': 'Learn',
     '': 'From the outside',       # notebooks that stand in nbs/ itself: the command line, the public names
 }
 PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
@@ -109,9 +110,10 @@ def headed(source: str, p: Page, nbs: Path) -> str:
     if not m:
         return source
     sub = ' '.join(re.findall(r'^>\s?(.+)', m[2], re.M))
+    home = p.path == nbs / 'index.ipynb'
     facts = [f'exports to `{p.module}`'] if p.exported and p.module else []
-    facts.append(f'{{download}}`the notebook </_notebooks/{docname(p, nbs)}.ipynb>`')
-    parts = [m[1].strip(), f'{{.subtitle}}\n{sub}' if sub else '', '{.facts}\n' + ' · '.join(facts), source[m.end():].strip()]
+    facts += [] if home else [f'{{download}}`the notebook </_notebooks/{docname(p, nbs)}.ipynb>`']
+    parts = [m[1].strip(), f'{{.subtitle}}\n{sub}' if sub else '', '{.facts}\n' + ' · '.join(facts) if facts else '', source[m.end():].strip()]
     return '\n\n'.join(s for s in parts if s)
 
 
@@ -149,14 +151,15 @@ def cells(p: Page, nbs: Path, seen: set[str]) -> list[dict]:
         if c['cell_type'] == 'markdown':
             text = filled(c['source']) if p.path.name == 'index.ipynb' else c['source']
             text = outside_code(lambda s: redirect(s, p.path, nbs), text)
-            text = headed(text, p, nbs) if i == 0 and p.path.name != 'index.ipynb' else text
+            text = headed(text, p, nbs) if i == 0 else text
             out.append(dict(cell_type='markdown', metadata=dict(origin=i), source=text))
             continue
         exported, source = bool(tags & {'export', 'exports', 'exporti'}), plain(c['source'])
         labels = [s for n in definitions(source) if (s := named(n)) and label(p.module, s) not in seen] if exported and p.module else []
         seen |= {label(p.module, s) for s in labels}
         if labels:
-            out.append(dict(cell_type='markdown', metadata=dict(origin=i), source='\n\n'.join(f'({label(p.module, s)})=' for s in labels)))
+            out.append(dict(cell_type='markdown', metadata=dict(origin=i), source='\n\n'.join(
+                f'({label(p.module, s)})=\n```{{index}} ! {s}\n```' for s in labels)))      # the search finds the name, then its page
         tagged = ['export'] * exported + ['remove-input'] * ('echo: false' in tags or not source)
         meta = dict(origin=i, tags=[*c['metadata'].get('tags', []), *tagged])
         outputs = [o for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
@@ -290,7 +293,9 @@ def commands() -> str:
     out = ['# Commands', '{.subtitle}\nEverything that can be typed, from the table that the parser reads.']
     for v in (verbs.values() if isinstance(verbs, dict) else verbs):
         usage = v.usage() if callable(v.usage) else v.usage
-        out += [f'## `rlnb {v.name}`', md(v.help), f'```console\n{usage}\n```']
+        whole = re.sub(r'\[[^\]]*\]', lambda m: m[0].replace(' ', '\0'), usage)        # a flag stays with its value
+        usage = textwrap.fill(whole, 88, subsequent_indent=' ' * (6 + len(v.name)), break_long_words=False, break_on_hyphens=False).replace('\0', ' ')
+        out += [f'## `rlnb {v.name}`', md(v.help[:1].upper() + v.help[1:]), f'```console\n{usage}\n```']
         flags = [(', '.join(f), kw.get('help', '')) for f, kw in getattr(v, 'args', ())]
         if any(h for _, h in flags):
             out.append(grid(['argument', 'what it is'], [[f'`{f}`', h] for f, h in flags]))
