@@ -108,8 +108,6 @@ def pip_install(*argv: str) -> None:
 
 def setup() -> None:
     "Make .venv if it is missing or was made from other files"
-    if sys.version_info < (3, 11):
-        raise Failed(f'Python 3.11 or newer is needed to develop rlnb; this is {sys.version.split()[0]}')
     mark, want = VENV / 'rlnb-stamp', stamp()
     if PYTHON.exists() and mark.exists() and mark.read_text() == want:
         return
@@ -211,6 +209,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='replace')     # a console that cannot show a sign shows ? and goes on
+    if sys.version_info < (3, 11):
+        raise Failed(f'Python 3.11 or newer is needed to develop rlnb; this is {sys.version.split()[0]}')
     args = parser().parse_args()
     try:
         args.f(args)

@@ -1,7 +1,9 @@
 "What the prose says can be typed can be typed: every Python block runs, every command is one that its parser takes"
 import ast
 import contextlib
+import errno
 import io
+import os
 import re
 import shlex
 import shutil
@@ -18,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import dev
 
 TEXTS = {p.name: '\n\n'.join(c['source'] for c in p.prose) for p in pages()}
-TEXTS |= {f: (ROOT / f).read_text(encoding='utf-8') for f in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')}
+TEXTS |= {f: (ROOT / f).read_text(encoding='utf-8') for f in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/troubleshooting.md')}
 BLOCKS = [(name, code) for name, text in TEXTS.items() if not name.endswith('index.ipynb') for code in re.findall(r'^```python\n(.*?)^```', text, re.S | re.M)]
 
 
@@ -54,8 +56,9 @@ def known(command: str) -> str:
         return ''
     if words[0] == 'make': return '' if words[1] in (ROOT / 'Makefile').read_text().split('.PHONY:')[1].split() else f'no target {words[1]}'
     if words[0] == 'pip':
-        extras = re.findall(r'^\s+\'(\w+)\': \[', (ROOT / 'setup.py').read_text(encoding='utf-8'), re.M) + ['all']
-        return '' if words[1] == 'install' and all(e in extras for e in re.findall(r'rlnb\[(\w+)', command)) else 'no such group'
+        extras = [*re.findall(r"^\s+'(\w+)': \[", (ROOT / 'setup.py').read_text(encoding='utf-8'), re.M), 'all']
+        asked = [e for group in re.findall(r'(?:rlnb|\.)\[([\w,]+)', command) for e in group.split(',')]
+        return '' if words[1] in ('install', 'download') and set(asked) <= set(extras) else f'no such group among {asked}'
     return '' if shutil.which(words[0]) else f'no program {words[0]}'
 
 
@@ -79,7 +82,15 @@ def test_every_command_can_be_typed(command, where):
     assert not (bad := known(command)), f'{where}: `{command}`: {bad}'
 
 
-@pytest.mark.parametrize('wrong', ['rlnb trian --agent ppo', 'rlnb train --agnt ppo', 'python3 dev.py tset', 'python tools/gone.py', "pip install 'rlnb[labs]'", 'make tset',
+@pytest.mark.parametrize('wrong', ['rlnb trian --agent ppo', 'rlnb train --agnt ppo', 'python3 dev.py tset', 'python tools/gone.py', "pip install 'rlnb[lab,labs]'", 'make tset',
                                    'python -m rlnb.trane.worker RUN'])
 def test_a_planted_command_is_seen(wrong):
     assert commands(f'Type `{wrong}` now') == [wrong] and known(wrong)
+
+
+def test_a_message_that_is_explained_is_one_that_is_said():
+    "A heading in `quotes` of the troubleshooting page is a piece of a line that dev.py, rlnb or the system prints"
+    said = [(ROOT / 'dev.py').read_text(encoding='utf-8'), *(f.read_text(encoding='utf-8') for f in (ROOT / 'rlnb').rglob('*.py'))]
+    said = '\n'.join(said).lower() + os.strerror(errno.ENOSPC).lower()
+    explained = re.findall(r'^### `(.+)`$', TEXTS['docs/troubleshooting.md'], re.M)
+    assert len(explained) > 5 and [m for m in explained if m.lower() not in said] == []

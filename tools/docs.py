@@ -35,7 +35,7 @@ FLOORS = {
     '45_evaluation': 'Evaluation', '50_train': 'Training', '60_search': 'Search', '70_flow': 'Pipelines and clouds', '80_panels': 'Panels',
     '': 'From the outside',       # notebooks that stand in nbs/ itself: the command line, the public names
 }
-PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
+PROJECT = {'docs/troubleshooting.md': 'troubleshooting', 'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 INI = ConfigParser(delimiters=['='])
 INI.read(ROOT / 'settings.ini', encoding='utf-8')
 SET = INI['DEFAULT']
@@ -285,6 +285,26 @@ def platforms() -> str:
     return f'# Platforms\n\n{{.subtitle}}\nWhat rlnb promises on each system, and what it cannot.\n\n{table}\n'
 
 
+def settings(ps: list[Page], nbs: Path) -> str:
+    "Every field that can be set, from the line that declares it"
+    base = optional('rlnb.core.config:Config')
+    out = ['# Settings', '{.subtitle}\nEvery field that can be set, from the line that declares it: in Python, on the command line as '
+           '`--set agent.lr=3e-4`, in a YAML file.']
+    for p in ps:
+        names = [s for src in p.exported for n in definitions(plain(src)) if isinstance(n, ast.ClassDef) and (s := named(n))] if p.module else []
+        for cls in (optional(f'{p.module}:{name}') for name in names):
+            if base and isinstance(cls, type) and issubclass(cls, base) and cls is not base:
+                rows = [[f'`{f.name}`', "the agent's own" if isinstance(f.default, base) else f'`{shown(f.default)}`', f.range, f.doc]
+                        for f in cls.fields()]
+                out += [f'## {cls.__name__}', f'On the page [{md(title(p)[0])}](/{docname(p, nbs)}.ipynb).',
+                        grid(['field', 'default', 'range', 'what it is'], rows)]
+    return '\n\n'.join(out) + '\n' if len(out) > 2 else ''
+
+
+def shown(x: object) -> str:
+    return str(x).lower() if x is None or isinstance(x, bool) else str(list(x)) if isinstance(x, tuple) else str(x)
+
+
 def commands() -> str:
     "The verbs of the command line, from the table that the parser reads"
     verbs = optional('rlnb.cli:VERBS')
@@ -299,6 +319,8 @@ def commands() -> str:
         flags = [(', '.join(f), kw.get('help', '')) for f, kw in getattr(v, 'args', ())]
         if any(h for _, h in flags):
             out.append(grid(['argument', 'what it is'], [[f'`{f}`', h] for f, h in flags]))
+    if codes := optional('rlnb.core.errors:exit_codes'):
+        out += ['## Exit codes', grid(['code', 'what it says'], [[f'`{k}`', v] for k, v in codes().items()])]
     return '\n\n'.join(out) + '\n'
 
 
@@ -333,12 +355,12 @@ def prepare(src: Path, nbs: Path) -> None:
     for f in sorted(nbs.rglob('*')):
         if f.suffix in ('.png', '.svg') and not any(s.startswith(('.', '_')) for s in f.relative_to(nbs).parts):
             copied(f, src / f.relative_to(nbs))
-    made = {'commands': commands(), 'api': api(ps, nbs), 'platforms': platforms()}
+    made = {'commands': commands(), 'settings': settings(ps, nbs), 'api': api(ps, nbs), 'platforms': platforms()}
     made |= {doc: redirect((ROOT / f).read_text(encoding='utf-8'), ROOT / f, nbs) for f, doc in PROJECT.items() if (ROOT / f).exists()}
     for name, text in made.items():
         if text:
             written(src, name + '.md', text)
-    tree = sidebar(ps, nbs, [k for k in ('commands', 'api', 'platforms') if made[k]], [k for k in PROJECT.values() if made.get(k)])
+    tree = sidebar(ps, nbs, [k for k in ('commands', 'settings', 'api', 'platforms') if made[k]], [k for k in PROJECT.values() if made.get(k)])
     if index:
         written(src, 'index.ipynb', notebook([*cells(index, nbs, set()), dict(cell_type='markdown', metadata={}, source=tree)]))
     else:
