@@ -106,6 +106,26 @@ def pip_install(*argv: str) -> None:
         raise Failed(f'{reason(log.read_text(encoding="utf-8", errors="replace"))} (all of it: {log.relative_to(ROOT)})')
 
 
+TRUST = """#!/bin/sh
+# after a merge Jupyter trusts this checkout's notebooks again
+PATH=".venv/bin:.venv/Scripts:$PATH"
+if command -v nbdev_trust >/dev/null; then nbdev_trust; fi
+"""
+
+
+def hooks() -> None:
+    "What nbdev_install_hooks does for git, with the environment's nbdev; it would also write into ~/.jupyter, which is not ours"
+    if not ((ROOT / '.git').exists() and shutil.which('git')):
+        return
+    sh('git', 'config', '--local', 'include.path', '../.gitconfig', check=False)
+    where = subprocess.run(['git', 'rev-parse', '--git-path', 'hooks'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    hook = ROOT / where / 'post-merge'
+    if where and (not hook.exists() or 'nbdev_trust' in hook.read_text(encoding='utf-8')):
+        hook.parent.mkdir(parents=True, exist_ok=True)
+        hook.write_text(TRUST, encoding='utf-8', newline='\n')
+        hook.chmod(0o755)
+
+
 def setup() -> None:
     "Make .venv if it is missing or was made from other files"
     mark, want = VENV / 'rlnb-stamp', stamp()
@@ -122,8 +142,7 @@ def setup() -> None:
     say('installing what rlnb needs (once; some minutes, about 3 GB)')
     pip_install('-c', 'constraints.txt', 'torch', '-e', f'.[{GROUPS}]')
     mark.write_text(want)
-    if (ROOT / '.git').exists():
-        sh(BIN / 'nbdev_install_hooks', check=False, stdout=subprocess.DEVNULL)
+    hooks()
     say(f'environment ready in {time.monotonic() - then:.0f} s')
 
 
