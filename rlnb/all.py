@@ -21,9 +21,12 @@ from .core.schedule import KLAdaptive, Plateau, Timeline, constant, cosine, expo
 from .core.seed import env_seeds, isolated, seed_everything, stream, torch_stream
 
 from .envs.gym import make
+from .evaluation.evaluate import play
+from .evaluation.stats import interval
 from .runs.run import Run
 from .train.callback import Callback, CancelFit
-from .train.experiment import Experiment, build, fit, interval, load, play, train
+from .train.experiment import Experiment, build
+from .train.session import fit, load, train
 from .train.trainer import Trainer
 
 __all__ = [name for name in dir() if not name.startswith('_')]

@@ -63,7 +63,9 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     from rlnb.envs.gym import make
     from rlnb.runs.run import create
     from rlnb.train.callback import Callback
-    from rlnb.train.experiment import Experiment, build, facts, fit, interval, play
+    from rlnb.evaluation.evaluate import play
+    from rlnb.evaluation.stats import interval
+    from rlnb.train.experiment import Experiment, build, facts, fit
     from rlnb.train.presets import preset
 
     class Best(Callback):
@@ -90,7 +92,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
 
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
-    from rlnb.train.experiment import interval
+    from rlnb.evaluation.stats import interval
     lines, well, there = [f'{"agent":<6}{"world":<20}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
         rows = [have.get((c.agent, c.world, c.steps, s, version(c))) for s in c.seeds]

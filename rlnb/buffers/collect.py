@@ -20,6 +20,7 @@ from ..core.batch import Batch
 class Collector:
     "Steps a world with an agent into a memory"
     collect: Callable[..., list[dict[str, float]]]
+    begin: Callable[[int], None]
     state_dict: Callable[[], dict]
     load_state_dict: Callable[[dict], None]
     _count: Callable[[Any], Any]
@@ -29,7 +30,7 @@ class Collector:
     def __init__(self, env: Any, seed: int = 0):
         self.env, self.stop, self.halted = env, lambda: False, False     # halted: `stop` cut the last rollout short
         self.steps, n = 0, env.num_envs                  # steps: of all worlds together
-        self.obs = env.reset(seed)
+        self.seed, self.obs = seed, env.reset(seed)
         self.length = np.zeros(n, np.int64)
         self.sums = {'return': np.zeros(n)}              # per row: what an episode adds up
         self.memory: tuple = ()                          # per row: what a recurrent agent remembers
@@ -111,14 +112,23 @@ def _copied(x: Any) -> Any:
     return Batch({k: _copied(v) for k, v in x.items()}) if isinstance(x, dict) else np.array(x)
 
 @patch
+def begin(self: Collector, seed: int) -> None:
+    "Begin all episodes anew, from this seed"
+    self.seed, self.obs = seed, self.env.reset(seed)
+    self.length[...] = 0
+    for v in (*self.sums.values(), *self.memory): v[...] = 0
+
+@patch
 def state_dict(self: Collector) -> dict:
     "Where it was; the arrays are its own"
     return dict(obs=_copied(self.obs), length=self.length, sums=dict(self.sums), memory=list(self.memory), steps=self.steps,
-                env=self.env.state_dict())
+                seed=self.seed, env=self.env.state_dict())
 
 @patch
 def load_state_dict(self: Collector, d: dict) -> None:
-    "Go on from there"
+    "Go on from there; worlds that can't be put back begin anew, from the seed they last began from"
     self.env.load_state_dict(d['env'])
     self.obs, self.length, self.steps = _copied(d['obs']), np.array(d['length']), int(d['steps'])
     self.sums, self.memory = {k: np.array(v) for k, v in d['sums'].items()}, tuple(np.array(m) for m in d['memory'])
+    self.seed = int(d['seed'])
+    if getattr(self.env, 'tier', 'exact') != 'exact': self.begin(self.seed)

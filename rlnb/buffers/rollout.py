@@ -34,6 +34,8 @@ class Buffer:
         "Keep the true successors of rows whose episode ended at t"
     def close(self, obs: Any) -> None:
         "The observation after the last step"
+    def cut(self, obs: Any) -> None:
+        "End every running episode here, without an end of the world"
     def state_dict(self) -> dict:
         "What it holds now"
         raise NotImplementedError

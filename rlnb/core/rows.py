@@ -49,6 +49,8 @@ class Log:
     def _keep(self, size: int) -> int: return size
     @property
     def sha256(self) -> str: return self._seen.hexdigest()
+    @property
+    def closed(self) -> bool: return self._fd < 0
 
 # %% ../../nbs/00_core/33_rows.ipynb #064bcc7d
 @patch

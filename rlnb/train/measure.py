@@ -23,7 +23,8 @@ from ..core.errors import BadInput, need
 from ..core.schedule import at, schedule
 from ..envs.gym import make
 from .callback import Callback, CancelFit
-from .experiment import Experiment, build, find_agent, train
+from .experiment import Experiment, build, find_agent
+from .session import train
 
 # %% ../../nbs/50_train/75_measure.ipynb #8244d32e
 @dataclass(frozen=True)

@@ -33,14 +33,14 @@ def row_of(t: Any) -> dict[str, Any]:
     "What an iteration was, under the house's metric names"
     row: dict[str, Any] = dict(step=t.step, iter=t.iter)
     for k in sorted({k for e in t.episodes for k in e}): row[f'episode/{k}'] = summary([e[k] for e in t.episodes if k in e])
-    return row | {f'learn/{k}': v for k, v in fetch(t.metrics).items()}
+    return row | {f'learn/{k}': v for k, v in fetch(t.metrics).items()} | t.told
 
 # %% ../../nbs/50_train/20_track.ipynb #dc524288
 class Record(Callback):
     "metrics.jsonl: what happened"
     order = 50
     def __init__(self) -> None: self.cut: int | None = None
-    def before_fit(self, t: Any) -> None: self.log = Jsonl(t.run/'metrics.jsonl', cut=self.cut)
+    def before_fit(self, t: Any) -> None: self.log = t.rows = Jsonl(t.run/'metrics.jsonl', cut=self.cut)
     def after_learn(self, t: Any) -> None: self.log.append(row_of(t))
     def after_fit(self, t: Any) -> None:
         self.cut = self.log.sync()

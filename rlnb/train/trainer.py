@@ -17,14 +17,15 @@ from fastcore.basics import patch
 from ..buffers.collect import Collector
 from ..core.device import keep_memory, threads
 from ..core.errors import BadInput
-from ..core.seed import rng_state, set_rng_state
-from .callback import Callback, Callbacks, CancelFit
+from ..core.seed import rng_state, seed_of, set_rng_state
+from .callback import Callback, Callbacks, CancelFit, Enough
 
 # %% ../../nbs/50_train/30_trainer.ipynb #1b9e7d45
 class Trainer:
     "Collects and learns, asks the callbacks, and holds everything that moves"
     one_iter: Callable[[], None]
     fit: Callable[[int], 'Trainer']
+    boundary: Callable[[int], None]
     state_dict: Callable[[], dict]
     load_state_dict: Callable[[dict], None]
 
@@ -36,8 +37,11 @@ class Trainer:
         self.begun, self.open = 0, False                # the step at which this iteration began; is it unfinished?
         self.metrics: dict[str, Any] = {}
         self.episodes: list[dict[str, float]] = []      # ended in this iteration
+        self.rows: Any = None                           # the open log of metrics, where there is one
         self.time = dict(learn=0., cbs=0.)
-        self.stopped = ''                               # why, when a callback ended it
+        self.told: dict[str, Any] = {}                  # what callbacks add to this iteration's row
+        self.ended = 0                                  # episodes in all
+        self.stopped, self.enough = '', False           # why a callback ended it; because nothing is left to do?
 
     @property
     def progress(self) -> float:
@@ -64,15 +68,15 @@ def one_iter(self: Trainer) -> None:
         then = perf_counter()
         self.metrics = self.agent.learn(self.buffer, p)
         self.time['learn'] += perf_counter() - then
-    self.iter, self.open = self.iter + 1, False
+    self.iter, self.open, self.ended = self.iter + 1, False, self.ended + len(self.episodes)
     self.ask('after_learn')
-    self.episodes = []
+    self.episodes, self.told = [], {}
 
 @patch
 def fit(self: Trainer, steps: int) -> Trainer:
     "Train until `steps` environment steps in all"
     if steps < 1: raise BadInput('steps', f'{steps}', 'at least 1')
-    self.target, self.horizon, self.stopped = steps, self.horizon or steps, ''
+    self.target, self.horizon, self.stopped, self.enough = steps, self.horizon or steps, '', False
     was = gc.get_freeze_count()
     gc.freeze()
     keep_memory()
@@ -80,7 +84,7 @@ def fit(self: Trainer, steps: int) -> Trainer:
         try:
             self.ask('before_fit')
             while self.step < steps: self.one_iter()
-        except CancelFit as e: self.stopped = str(e) or 'stopped'
+        except CancelFit as e: self.stopped, self.enough = str(e) or 'stopped', isinstance(e, Enough)
         finally:
             self.ask('after_fit')
             if not was: gc.unfreeze()
@@ -90,17 +94,24 @@ def fit(self: Trainer, steps: int) -> Trainer:
 @patch
 def state_dict(self: Trainer) -> dict:
     "Everything that moves"
-    return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open, rng=rng_state(),
-                episodes=[dict(e) for e in self.episodes], agent=self.agent.train_state(), collector=self.collector.state_dict(),
+    return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open, ended=self.ended, rng=rng_state(),
+                episodes=[dict(e) for e in self.episodes if self.open], agent=self.agent.train_state(), collector=self.collector.state_dict(),
                 buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
 
 @patch
 def load_state_dict(self: Trainer, d: dict) -> None:
     "Continue exactly where it was"
     self.step, self.iter, self.horizon, self.episodes = int(d['step']), int(d['iter']), int(d['horizon']), [dict(e) for e in d['episodes']]
-    self.begun, self.open = int(d['begun']), bool(d['open'])
+    self.begun, self.open, self.ended = int(d['begun']), bool(d['open']), int(d['ended'])
     self.agent.load_train_state(d['agent'])
     self.collector.load_state_dict(d['collector'])
     self.buffer.load_state_dict(d['buffer'])
     self.cbs.load_state_dict(d['cbs'])
     set_rng_state(d['rng'])
+
+# %% ../../nbs/50_train/30_trainer.ipynb #895cd946
+@patch
+def boundary(self: Trainer, k: int) -> None:
+    "End every episode here, and begin the next ones from the seed that belongs to boundary k"
+    self.buffer.cut(self.collector.obs)
+    self.collector.begin(seed_of(self.seed, 'boundary', k))
