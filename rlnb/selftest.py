@@ -131,7 +131,8 @@ def _learning() -> None:
 
     from rlnb.core.seed import seed_of
     from rlnb.envs.gym import make
-    from rlnb.train.experiment import load, play, train
+    from rlnb.evaluation.evaluate import play
+    from rlnb.train.session import load, train
     with tempfile.TemporaryDirectory() as d:
         run = train('ppo', 'rlnb/CartPole-v1', steps=40_000, seed=1, root=d, episodes=20, progress=False)
         mean = run.result['return']['mean']
