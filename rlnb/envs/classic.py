@@ -28,7 +28,7 @@ class CartPole(TensorEnv):
 
     def start(self, n: int, rows: Any) -> Array: return self.draw(4, n)*.1 - .05
     def observe(self, s: Array) -> Array: return s.T
-    def dynamics(self, s: Array, act: Array) -> tuple:
+    def dynamics(self, s: Array, act: Array) -> tuple[Any, ...]:
         xp, g, l, F = self.xp, self.task['gravity'], self.task['length'], self.task['force']
         _, v, th, w = s
         c, sn, ml = xp.cos(th), xp.sin(th), .1*l
@@ -62,7 +62,7 @@ class Pendulum(TensorEnv):
         u = self.draw(2, n)*2 - 1
         return self.xp.stack((u[0]*np.pi, u[1]))
     def observe(self, s: Array) -> Array: return self.xp.stack((self.xp.cos(s[0]), self.xp.sin(s[0]), s[1]), -1)
-    def dynamics(self, s: Array, act: Array) -> tuple:
+    def dynamics(self, s: Array, act: Array) -> tuple[Any, ...]:
         xp, g, m, l = self.xp, self.task['gravity'], self.task['mass'], self.task['length']
         th, w = _wrap(xp, s[0]), s[1]
         u = xp.clip(xp.asarray(act, dtype=s.dtype)[..., 0], -2, 2)
@@ -90,7 +90,7 @@ class Acrobot(TensorEnv):
     def observe(self, s: Array) -> Array:
         c, sn = self.xp.cos(s[:2]), self.xp.sin(s[:2])
         return self.xp.stack((c[0], sn[0], c[1], sn[1], s[2], s[3]), -1)
-    def dynamics(self, s: Array, act: Array) -> tuple:
+    def dynamics(self, s: Array, act: Array) -> tuple[Any, ...]:
         xp, u, tau = self.xp, self.xp.asarray(act, dtype=s.dtype) - 1, .2
         k1 = self.slope(s, u)
         k2 = self.slope(s + tau/2*k1, u)
@@ -128,7 +128,7 @@ register('rlnb/Acrobot-v1', Acrobot)
 class MountainCar(TensorEnv):
     "Rock a weak car out of a valley (Moore 1990)"
     obs_space = spaces.Box(np.array([-1.2, -.07], np.float32), np.array([.6, .07], np.float32), dtype=np.float32)
-    act_space: spaces.Space = spaces.Discrete(3)
+    act_space: spaces.Space[Any] = spaces.Discrete(3)
     max_steps, tasks, goal = 200, dict(gravity=.0025, power=.001), .5
 
     def start(self, n: int, rows: Any) -> Array:
@@ -141,7 +141,7 @@ class MountainCar(TensorEnv):
     def reward(self, act: Array, there: Array) -> Array:
         "1 for every step is the price of time"
         return self.xp.zeros_like(act) - 1
-    def dynamics(self, s: Array, act: Array) -> tuple:
+    def dynamics(self, s: Array, act: Array) -> tuple[Any, ...]:
         xp, act = self.xp, self.xp.asarray(act, dtype=s.dtype)
         v = xp.clip(s[1] + self.force(act) - self.task['gravity']*xp.cos(3*s[0]), -.07, .07)
         x = xp.clip(s[0] + v, -1.2, .6)

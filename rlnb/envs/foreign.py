@@ -16,7 +16,7 @@ from gymnasium import spaces
 from ..core.errors import BadInput
 
 # %% ../../nbs/10_envs/57_foreign.ipynb #9aeab11e
-def modern(space: Any) -> spaces.Space:
+def modern(space: Any) -> spaces.Space[Any]:
     "Gymnasium's space for an old one of the same name"
     if isinstance(space, spaces.Space): return space
     kind = type(space).__name__
@@ -37,20 +37,20 @@ class Legacy(gym.Env):
         self.metadata = dict(getattr(env, 'metadata', None) or {})
         self.limited = any(hasattr(e, '_max_episode_steps') for e in self._layers())
 
-    def _layers(self) -> list:
+    def _layers(self) -> list[Any]:
         "The world and its wrappers; the old ones also keep the inner one as `env`"
         out = [self.env]
         while hasattr(out[-1], 'env') and len(out) < 99: out.append(out[-1].env)
         return out
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, ...]:
         "Begin an episode"
         super().reset(seed=seed)
         if seed is not None and hasattr(self.env, 'seed'): self.env.seed(seed)
         out = self.env.reset()
         return out if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict) else (out, {})
 
-    def step(self, action: Any) -> tuple:
+    def step(self, action: Any) -> tuple[Any, ...]:
         "Advance, and take `done` apart"
         obs, reward, done, info = self.env.step(action)
         cut = info.get('TimeLimit.truncated')
@@ -70,7 +70,7 @@ class FourTuple:
         self._seed: int | None = None
         self.observation_space, self.action_space, self.metadata = env.observation_space, env.action_space, env.metadata
 
-    def seed(self, seed: int | None = None) -> list:
+    def seed(self, seed: int | None = None) -> list[Any]:
         "The seed of the next reset"
         self._seed = seed
         return [seed]
@@ -78,7 +78,7 @@ class FourTuple:
         "Begin an episode"
         seed, self._seed = self._seed, None
         return self.env.reset(seed=seed)[0]
-    def step(self, action: Any) -> tuple:
+    def step(self, action: Any) -> tuple[Any, ...]:
         "Advance: obs, reward, done, info"
         obs, reward, term, trunc, info = self.env.step(action)
         return obs, reward, term or trunc, {**info, 'TimeLimit.truncated': bool(trunc and not term)} if term or trunc else info
@@ -88,7 +88,7 @@ class FourTuple:
     def close(self) -> None: self.env.close()
 
 # %% ../../nbs/10_envs/57_foreign.ipynb #b93113fa
-def _space(spec: Any) -> spaces.Space:
+def _space(spec: Any) -> spaces.Space[Any]:
     "The space of a dm_env specification, told by what it has"
     if isinstance(spec, dict): return spaces.Dict({k: _space(s) for k, s in spec.items()})
     if hasattr(spec, 'num_values'): return spaces.Discrete(int(spec.num_values))
@@ -100,12 +100,12 @@ class DmEnv(gym.Env):
     def __init__(self, env: Any):
         self.env, self.observation_space, self.action_space = env, _space(env.observation_spec()), _space(env.action_spec())
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, ...]:
         "Begin an episode"
         super().reset(seed=seed)
         return self.env.reset().observation, {}
 
-    def step(self, action: Any) -> tuple:
+    def step(self, action: Any) -> tuple[Any, ...]:
         "Advance; the discount of the last step says which end it was"
         ts = self.env.step(action)
         over = ts.last() and ts.discount == 0

@@ -42,7 +42,7 @@ def _spec(name: str) -> Any:
         if str(spec.entry_point).startswith(part): need(module, extra)
     return spec
 
-def _from_id(name: str, vector: bool, max_steps: int | None, kw: dict, rows: int) -> VecEnv:
+def _from_id(name: str, vector: bool, max_steps: int | None, kw: dict[str, Any], rows: int) -> VecEnv:
     "Rows of one id"
     spec, again = _spec(name), partial(_from_id, name, vector, max_steps, kw)
     lean, limit = copy.deepcopy(spec), spec.max_episode_steps or 0 if max_steps is None else max_steps
@@ -56,7 +56,7 @@ def _from_id(name: str, vector: bool, max_steps: int | None, kw: dict, rows: int
     except (gym.error.Error, TypeError) as e: raise BadInput('env', f'{name}: {one_line(e)}') from e
 
 # %% ../../nbs/10_envs/60_gym.ipynb #e173a195
-def _from_factory(f: Callable, max_steps: int | None, kw: dict, rows: int) -> VecEnv:
+def _from_factory(f: Callable[..., Any], max_steps: int | None, kw: dict[str, Any], rows: int) -> VecEnv:
     "Rows of whatever a function gives, told by what it can do"
     if isinstance(f, type) and issubclass(f, VecEnv): return _native(f, kw | ({} if max_steps is None else dict(max_steps=max_steps)), rows)
     def one() -> Any:
@@ -70,7 +70,7 @@ def _from_factory(f: Callable, max_steps: int | None, kw: dict, rows: int) -> Ve
     if first.num_envs != rows: raise BadInput('env', f'{first.num_envs} rows, and {rows} were asked for')
     return GymVec(first, build=again) if isinstance(first, VectorEnv) else first
 
-def _native(cls: Any, kw: dict, rows: int) -> VecEnv:
+def _native(cls: Any, kw: dict[str, Any], rows: int) -> VecEnv:
     "Our own world, its actions in [-1, 1]"
     env = cls(rows, **kw)
     return env if acted(env.act_space) == env.act_space else Unit(env)
