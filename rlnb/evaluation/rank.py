@@ -56,10 +56,11 @@ def places(names: list[str], values: Any,   # a number each
 # %% ../../nbs/45_evaluation/08_rank.ipynb #25a7bd8e
 def ranking(scores: Mapping[str, Any], stat: Callable[[np.ndarray], Any] = mean, reps: int = 2000, seed: int = 0, level: float = .95) -> Ranking:
     "Rank algorithms by their runs (of one task or several); higher is better"
-    xs = {k: matrix(v) for k, v in scores.items()}
-    if not xs: raise BadInput('scores', 'nobody', 'at least one name')
-    for k, x in xs.items():
-        if len(x) < 3: raise BadInput(f'scores[{k!r}]', f'{3 - len(x)} of 3 seeds missing', 'at least 3 for a rank')
+    if not scores: raise BadInput('scores', 'nobody', 'at least one name')
+    for k, v in scores.items():
+        runs = min(map(len, v.values())) if isinstance(v, Mapping) else len(v)
+        if runs < 3: raise BadInput(f'scores[{k!r}]', f'{3 - runs} of 3 seeds missing', 'at least 3 for a rank')
+    xs = {k: matrix(v, f'scores[{k!r}]') for k, v in scores.items()}
     if len({x.shape[1] for x in xs.values()}) > 1: raise BadInput('scores', 'not the same tasks', 'all tasks of everyone')
     draws = np.stack([np.concatenate([stat(b) for b in resample(x, reps, seed + i)]) for i, x in enumerate(xs.values())])
     n, tasks = min(map(len, xs.values())), next(iter(xs.values())).shape[1]

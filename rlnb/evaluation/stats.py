@@ -25,19 +25,19 @@ def interval(xs: Any, seed: int = 0, level: float = .95) -> tuple[float, float]:
     low, high = np.percentile(means, [50 - 50*level, 50 + 50*level])
     return float(low), float(high)
 
-# %% ../../nbs/45_evaluation/05_stats.ipynb #4725ce62
-def matrix(scores: Any) -> np.ndarray:
+# %% ../../nbs/45_evaluation/05_stats.ipynb #16c12f18
+def matrix(scores: Any, name: str = 'scores') -> np.ndarray:
     "Scores as (runs, tasks): from a list (one task), a table, or a mapping task → runs"
     names = list(scores) if isinstance(scores, Mapping) else None
     if names is not None:
         most = max((len(scores[k]) for k in names), default=0)
         for k in names:
-            if len(scores[k]) < most: raise BadInput(f'scores[{k!r}]', f'{most - len(scores[k])} of {most} runs missing', 'as many runs of each task')
+            if len(scores[k]) < most: raise BadInput(f'{name}[{k!r}]', f'{most - len(scores[k])} of {most} runs missing', 'as many runs of each task')
     x = np.array([scores[k] for k in names]).T if names is not None else np.asarray(scores)
     x = x.astype(float)[:, None] if x.ndim == 1 else x.astype(float)
-    if x.ndim != 2 or not x.size: raise BadInput('scores', f'shape {x.shape}', '(runs,), (runs, tasks) or a mapping of tasks')
+    if x.ndim != 2 or not x.size: raise BadInput(name, f'shape {x.shape}', '(runs,), (runs, tasks) or a mapping of tasks')
     for run, task in np.argwhere(~np.isfinite(x))[:1]:
-        raise BadInput('scores', f'run {run} of task {names[task] if names else task} is {x[run, task]}', 'finite numbers')
+        raise BadInput(name, f'run {run} of task {names[task] if names else task} is {x[run, task]}', 'finite numbers')
     return x
 
 def normalise(scores: Any, low: Any, high: Any) -> np.ndarray:

@@ -44,8 +44,8 @@ def betainc(a: Any, b: Any, x: Any) -> np.ndarray:
 # %% ../../nbs/45_evaluation/03_student.ipynb #ab33796b
 def t_tail(t: Any, df: Any) -> np.ndarray:
     "P(|T| ≥ |t|), the two-sided p-value"
-    t, df = np.asarray(t, float), np.asarray(df, float)
-    return betainc(df/2, .5, df/(df + t*t))
+    q, df = np.asarray(t, float)**2, np.asarray(df, float)
+    return np.where(q < df, 1 - betainc(.5, df/2, q/(df + q)), betainc(df/2, .5, df/(df + q)))
 
 def t_cdf(t: Any, df: Any) -> np.ndarray:
     "P(T ≤ t)"
