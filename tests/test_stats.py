@@ -91,8 +91,6 @@ def test_t_far_out_and_close_in():
     from scipy.stats import t as them
     for df in (1, 2.5, 9, 250):
         for x in (0., .3, 5., 60.): assert abs(float(student.t_tail(x, df))/(2*them.sf(x, df)) - 1) < 1e-9
-
-
     assert abs(float(student.t_tail(1e-8, 1)) - (1 - 2e-8/np.pi)) < 1e-14       # closer than scipy comes
 
 
