@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from fastcore.basics import patch
@@ -109,6 +109,9 @@ class Evaluation:
     columns: dict[str, list[float]] = field(repr=False)
     unfinished: int = 0                     # episodes that were asked for and did not end within the limit
     schema: int = 1
+    to_dict: ClassVar[Callable[..., dict[str, Any]]]
+    from_dict: ClassVar[Callable[..., 'Evaluation']]
+
     def __getitem__(self, name: str) -> np.ndarray:
         "A column; NaN where the world says nothing of it"
         if name not in (*COLUMNS, 'row'): raise BadInput('column', repr(name), f'one of {", ".join(COLUMNS)}, row')
