@@ -1,10 +1,12 @@
 """Does it learn? A grid of agents, worlds and seeds, to be run again until nothing is missing: `python tools/learn.py --minutes 40`
 
 A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of what the agent's page and its
-family's pages export, and of its preset: a slice does what is not there yet for the present one. Seeds were chosen beforehand, and all are
+family's pages export (as Python understands it: line breaks and comments do not count), and of its settings: a slice does what is not there yet
+Seeds were chosen beforehand, and all are
 shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best checkpoint, the best of four by 20
 other episodes."""
 import argparse
+import ast
 import copy
 import hashlib
 import json
@@ -29,6 +31,7 @@ class Cell(NamedTuple):
     what: str = 'final'                  # or best: the best checkpoint
     judge: str = 'mean'                  # over seeds; each: every seed; low: the lower end of the mean's interval
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    settings: dict | None = None         # None: those of the preset
 
 
 CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
@@ -43,11 +46,25 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
 FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c')}
 
 
+def meaning(source: str) -> str:
+    "Code without what does not count: line breaks, comments and docstrings"
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, 'body', None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant): body[0].value.value = ''
+    return ast.dump(tree)
+
+
+def settings(c: Cell) -> dict:
+    "What differs from the defaults: the preset, or the cell's own"
+    from rlnb.train.presets import preset
+    return c.settings or preset(c.agent, c.world)
+
+
 def version(c: Cell) -> str:
     "Of what is measured: the exported code of the pages, and the settings"
-    from rlnb.train.presets import preset
-    code = [src for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
-    return hashlib.sha256('\n'.join([*code, json.dumps(preset(c.agent, c.world))]).encode()).hexdigest()[:12]
+    code = [meaning(src) for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
+    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True)]).encode()).hexdigest()[:12]
 
 
 def done() -> dict[tuple, dict]:
@@ -64,7 +81,6 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     from rlnb.runs.run import create
     from rlnb.train.callback import Callback
     from rlnb.train.experiment import Experiment, build, facts, fit, interval, play
-    from rlnb.train.presets import preset
 
     class Best(Callback):
         "Plays at each quarter of the run; keeps the best agent"
@@ -75,7 +91,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
             score = play(t.agent, make(c.world, 20), 20, seed_of(seed, 'choose')).mean()
             if score > self.score: self.score, self.step, self.state = score, t.step, copy.deepcopy(t.agent.train_state())
 
-    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **preset(c.agent, c.world), 'steps': c.steps, 'seed': seed})
+    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed})
     then, best = time.perf_counter(), Best()
     build(exp).env.close()               # a world whose package is missing says so before there is a folder
     run = fit(exp, create(RUNS, f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}', facts(exp)), 100, [best])

@@ -99,7 +99,7 @@ class ActorCritic(Agent):
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
         with isolated(seed_of(seed, 'init')):
-            self.pi = Policy(body(obs_space, n_logits(act_space), self.cfg, .01), act_space)
+            self.pi = Policy(body(obs_space, n_logits(act_space), self.cfg, .01), act_space, getattr(self.cfg, 'log_std', 0.))
             self.v = body(obs_space, 1, self.cfg)
         self.opts['all'] = Flat(self)
         if self.cfg.norm_obs:
