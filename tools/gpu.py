@@ -1,6 +1,7 @@
 """PPO on a GPU as one CUDA graph, where there is only torch, numpy and Gymnasium: `python tools/gpu.py --envs 4096 16384 65536 --json`
 
-The page is nbs/50_train/85_graph.ipynb. The one thing it needs beside these three is fastcore's `patch`, which stands here in short for a machine without it."""
+The page is nbs/50_train/85_graph.ipynb. The one thing it needs beside these three is fastcore's `patch`, which stands
+here in short for a machine without it."""
 import functools
 import sys
 import types

@@ -80,6 +80,16 @@ class Iteration:
         self.seen = torch.zeros(len(self.names), device=d)
         self.run = Captured(lambda: self.once(), d, (self.rng, env.rng))
 
+    def __call__(self, progress: float = 0.) -> dict[str, float]:
+        "One iteration; its metrics come from the device in one piece"
+        c = self.agent.cfg
+        for t, x in ((self.lr, c.lr), (self.clip, c.clip), (self.ent_coef, c.ent_coef)): t.fill_(at(x, progress))
+        self.run()
+        self.steps += self.env.num_envs*c.n_steps
+        out = dict(zip(self.names, self.seen.tolist()))
+        out['return'] = out['return']/out['episodes'] if out['episodes'] else float('nan')
+        return out
+
 # %% ../../nbs/50_train/85_graph.ipynb #fc4b1a25
 def _tensor(x: Any) -> Any: return torch.as_tensor(x) if not isinstance(x, Batch) else x.map(torch.as_tensor)
 
@@ -142,17 +152,6 @@ def once(self: Iteration) -> None:
     info = self.improve(self.estimate(self.collect()))
     self.seen[:len(PPO.keys)].copy_(info)
 
-@patch
-def __call__(self: Iteration, progress: float = 0.) -> dict[str, float]:
-    "One iteration; its metrics come from the device in one piece"
-    c = self.agent.cfg
-    for t, x in ((self.lr, c.lr), (self.clip, c.clip), (self.ent_coef, c.ent_coef)): t.fill_(at(x, progress))
-    self.run()
-    self.steps += self.env.num_envs*c.n_steps
-    out = dict(zip(self.names, self.seen.tolist()))
-    out['return'] = out['return']/out['episodes'] if out['episodes'] else float('nan')
-    return out
-
 # %% ../../nbs/50_train/85_graph.ipynb #83fdf708
 _SETTINGS: dict[str, Any] = dict(lr=2.5e-3, n_steps=32, epochs=4, ent_coef=.01)
 
@@ -160,7 +159,8 @@ def agent_for(num_envs: int, device: str = 'cpu', seed: int = 0, **cfg: Any) -> 
     "Poles and PPO on a device; four minibatches to an epoch, unless told otherwise"
     env = CartPole(num_envs, device, namespace='torch')
     cfg = _SETTINGS | cfg
-    return Iteration(env, PPO(env.obs_space, env.act_space, PPOConfig.from_dict(dict(minibatch=max(1, num_envs*cfg['n_steps']//4)) | cfg), seed), seed)
+    cfg = dict(minibatch=max(1, num_envs*cfg['n_steps']//4)) | cfg
+    return Iteration(env, PPO(env.obs_space, env.act_space, PPOConfig.from_dict(cfg), seed), seed)
 
 def _wait(device: str) -> float:
     "The time, when the device has done all"
