@@ -1,10 +1,9 @@
 """Does it learn? A grid of agents, worlds and seeds, to be run again until nothing is missing: `python tools/learn.py --minutes 40`
 
 A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of what the agent's page and its
-family's pages export (as Python understands it: line breaks and comments do not count), and of its settings: a slice does what is not there yet
-Seeds were chosen beforehand, and all are
-shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best checkpoint, the best of four by 20
-other episodes."""
+family's pages export (as Python understands it: line breaks and comments do not count), and of its settings: a slice does what is not there yet.
+Seeds were chosen beforehand, and all are shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best
+checkpoint, the best of four by 20 other episodes."""
 import argparse
 import ast
 import copy
@@ -40,10 +39,12 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'Pendulum-v1', 100_000, -200),
          Cell('ppo', 'rlnb/MockCache-v0', 100_000, .9*96),                 # of the optimum
          Cell('ppo', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),  # the best static policy: TinyLFU
+         Cell('ppo_rnn', 'rlnb/BlindCartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
          Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2))]
-FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c')}
+FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c'),
+          'ppo_rnn': ('00_base', '05_actor_critic', '25_ppo_rnn')}
 
 
 def meaning(source: str) -> str:
@@ -107,7 +108,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
     from rlnb.train.experiment import interval
-    lines, well, there = [f'{"agent":<6}{"world":<20}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
+    lines, well, there = [f'{"agent":<9}{"world":<22}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
         rows = [have.get((c.agent, c.world, c.steps, s, version(c))) for s in c.seeds]
         xs = [r[c.what]['mean'] for r in rows if r]
@@ -120,7 +121,7 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
         over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
         how = {'each': ' every seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
-        lines.append(f'{c.agent:<6}{c.world:<20}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
+        lines.append(f'{c.agent:<9}{c.world:<22}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
 

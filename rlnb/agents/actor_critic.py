@@ -131,7 +131,7 @@ def see(self: ActorCritic, obs: Any) -> Any:
 def act(self: ActorCritic, obs: Any, explore: bool = True, progress: float = 0.) -> Batch:
     "An action each: drawn, or the likeliest"
     x, kind = self.see(obs), self.pi.kind
-    if kind not in ('Discrete', 'Box') or (isinstance(x, dict) and 'action_mask' in x): return self._act_torch(x, explore)
+    if kind not in ('Discrete', 'Box') or isinstance(x, dict): return self._act_torch(x, explore)
     out = self.logits(x)
     if not explore: return Batch(act=out.argmax(-1) if kind == 'Discrete' else out)
     if kind == 'Discrete': a, logp = heads.sample_categorical(out, self.rng)
