@@ -223,7 +223,7 @@ def test_a_turn_counts_transitions_and_episodes_once():
         assert ring.fresh == fresh == c.steps - before
         over += len(ring.over)
         for first, last, j in ring.over:
-            rows = [r for r in range(max(first, ring.kept), last + 1)]
+            rows = range(max(first, ring.kept), last + 1)
             f = np.array(rows)*2 + j
             assert ring.flat.valid.take(f % ring.M).all()
             assert not (ring.flat.terminated | ring.flat.truncated).take(f[:-1] % ring.M).any()
@@ -238,8 +238,7 @@ def test_stopped_inside_a_turn():
         ring, c, agent = Replay(40, world), Collector(world), Random(1)
         for _ in range(5):
             ring.begin()
-            count = iter(range(99))
-            c.stop = lambda: next(count) >= polls
+            c.stop = lambda ring=ring, polls=polls: ring.t >= polls
             c.collect(agent, ring, 4)
             if c.halted:
                 c.stop = lambda: False
