@@ -38,7 +38,7 @@ class Due:
 def beside(t: Any, events: Events | None) -> dict[str, Any]:
     "What a checkpoint was written beside: rows and events, on the disk"
     if t.rows is None: return {}
-    offset = t.rows.offset if t.rows.closed else t.rows.sync()      # `Record` synchronises before it closes
+    offset = t.rows.sync()
     kept: dict[str, Any] = dict(metrics=dict(offset=offset, sha256=t.rows.sha256))
     return kept | (dict(events=dict(n=len(events.rows), hash=events.last)) if events else {})
 
@@ -111,7 +111,7 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     self.failed, self.good, self.cost = 0, None, time.perf_counter() - then
     self.wait = max(self.least, 100*self.cost)
     if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
-    if t.rows is not None: t.durable = t.rows.offset
+    if t.rows is not None: t.durable = t.rows.sync()
     trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
 

@@ -172,7 +172,7 @@ def end(self: Life, episodes: int) -> None:
     why = t.stopped if done else self.control.why or t.stopped
     phase = 'finished' if done else 'stopped'
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
-              'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent.values), 'training episodes'),
+              'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
               'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0}
     write_json(self.run.path/'result.json', result)
     self.events.add('finish' if done else 'stop', t.step, why=why, result=result)

@@ -66,6 +66,7 @@ def one_iter(self: Trainer) -> None:
     self.step = self.collector.steps
     if self.collector.halted: raise CancelFit('stopped inside a rollout')   # the part that is there is state
     self.ask('after_collect')
+    self.metrics = {}
     if self.buffer.ready:
         then = perf_counter()
         self.metrics = self.agent.learn(self.buffer, p)
