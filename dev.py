@@ -106,10 +106,28 @@ def pip_install(*argv: str) -> None:
         raise Failed(f'{reason(log.read_text(encoding="utf-8", errors="replace"))} (all of it: {log.relative_to(ROOT)})')
 
 
+TRUST = """#!/bin/sh
+# after a merge Jupyter trusts this checkout's notebooks again
+PATH=".venv/bin:.venv/Scripts:$PATH"
+if command -v nbdev_trust >/dev/null; then nbdev_trust; fi
+"""
+
+
+def hooks() -> None:
+    "What nbdev_install_hooks does for git, with the environment's nbdev; it would also write into ~/.jupyter, which is not ours"
+    if not ((ROOT / '.git').exists() and shutil.which('git')):
+        return
+    sh('git', 'config', '--local', 'include.path', '../.gitconfig', check=False)
+    where = subprocess.run(['git', 'rev-parse', '--git-path', 'hooks'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    hook = ROOT / where / 'post-merge'
+    if where and (not hook.exists() or 'nbdev_trust' in hook.read_text(encoding='utf-8')):
+        hook.parent.mkdir(parents=True, exist_ok=True)
+        hook.write_text(TRUST, encoding='utf-8', newline='\n')
+        hook.chmod(0o755)
+
+
 def setup() -> None:
     "Make .venv if it is missing or was made from other files"
-    if sys.version_info < (3, 11):
-        raise Failed(f'Python 3.11 or newer is needed to develop rlnb; this is {sys.version.split()[0]}')
     mark, want = VENV / 'rlnb-stamp', stamp()
     if PYTHON.exists() and mark.exists() and mark.read_text() == want:
         return
@@ -124,8 +142,7 @@ def setup() -> None:
     say('installing what rlnb needs (once; some minutes, about 3 GB)')
     pip_install('-c', 'constraints.txt', 'torch', '-e', f'.[{GROUPS}]')
     mark.write_text(want)
-    if (ROOT / '.git').exists():
-        sh(BIN / 'nbdev_install_hooks', check=False, stdout=subprocess.DEVNULL)
+    hooks()
     say(f'environment ready in {time.monotonic() - then:.0f} s')
 
 
@@ -188,7 +205,7 @@ def test(args: argparse.Namespace) -> None:
     py('tools/test.py', *(['--list'] if args.list else []), *(f'--part={p}' for p in args.part))
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for f in (run, test, lab, docs, size, nightly, sync):
@@ -204,9 +221,16 @@ def main() -> None:
             c.add_argument('--open', action='store_true')
         if f is nightly:
             c.add_argument('--minutes', type=float, default=40)
-    if WINDOWS and hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='replace')
-    args = p.parse_args()
+    return p
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')     # a console that cannot show a sign shows ? and goes on
+    if sys.version_info < (3, 11):
+        raise Failed(f'Python 3.11 or newer is needed to develop rlnb; this is {sys.version.split()[0]}')
+    args = parser().parse_args()
     try:
         args.f(args)
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ extras = {
     'video': ['imageio>=2.34', 'imageio-ffmpeg>=0.5'],
     'peers': ['stable-baselines3>=2.6'],
     'docs': ['sphinx>=8.0', 'myst-nb>=1.2', 'furo>=2024.8.6'],
+    # the tools alone have upper bounds: nbdev 2.4.14 breaks on execnb 0.2 and fastcore 2
     'dev': ['nbdev>=2.4.14,<3', 'execnb<0.2', 'fastcore<2', 'pytest>=8.0', 'hypothesis>=6.100', 'ruff>=0.9', 'mypy>=1.14', 'types-PyYAML',
             'types-psutil', 'playwright>=1.49', 'scipy>=1.11', 'nbconvert>=7.16', 'nbclient>=0.10', 'build>=1.2', 'pytest-cov>=5'],
 }

@@ -123,6 +123,22 @@ def _worlds() -> None:
     while not any(steps[-1]): steps.append(env.step(1)[2:4])
     if steps[-1] != (True, False) or len(steps) > 12: raise RlnbError(f'pushing right held the pole for {len(steps)} steps')
 
+# %% ../nbs/96_selftest.ipynb #093b7bb0
+@check
+def _learning() -> None:
+    "PPO learns to balance a pole, and comes back from its folder as it was"
+    import tempfile
+
+    from rlnb.core.seed import seed_of
+    from rlnb.envs.gym import make
+    from rlnb.evaluation.evaluate import play
+    from rlnb.train.session import load, train
+    with tempfile.TemporaryDirectory() as d:
+        run = train('ppo', 'rlnb/CartPole-v1', steps=40_000, seed=1, root=d, episodes=20, progress=False)
+        mean = run.result['return']['mean']
+        if mean < 100: raise RlnbError(f'after 40,000 steps the pole stands for {mean:.0f} of 500 steps')
+        same('the loaded agent', play(load(run).agent, make('rlnb/CartPole-v1', 20), 20, seed_of(1, 'play')).mean(), mean, 0)
+
 # %% ../nbs/96_selftest.ipynb #180f1912
 def run_checks(say: Callable[[str], Any] = lambda line: None) -> dict[str, str]:
     "Run every check; what failed, and why in one line"

@@ -2,6 +2,7 @@
 the tests ask that the house has none, and that a planted offender does."""
 import ast
 import json
+import os
 import re
 import shutil
 import statistics
@@ -173,7 +174,13 @@ def doors(files: dict[str, str]) -> list[str]:
     return bad
 
 
-RULES = [upward, caps, stars, untaught, unrun, leaks, names, order]
+def formulas(ps: list[Page]) -> list[str]:
+    "A formula that a script wrote with its backslashes doubled shows letters for signs"
+    return [f'{p.name}: {m[0]!r} in a formula' for p in ps for c in p.prose for f in re.findall(r'\$\$.+?\$\$|\$[^$\n]+\$', c['source'], re.S)
+            for m in [re.search(r'\\\\[a-zA-Z]{2,}', f)] if m]
+
+
+RULES = [upward, caps, stars, untaught, unrun, leaks, names, order, formulas]
 
 
 # ---- the house keeps them
@@ -239,6 +246,7 @@ PLANTED = {
     unrun: [*GOOD, '#| eval: false\nf(3)'],
     names: [*GOOD, '#| export\ndef f_old(): "Twice"'],
     order: GOOD[1:],
+    formulas: [*GOOD, r'md $\\gamma$'],
 }
 
 
@@ -259,20 +267,49 @@ def test_planted_door_is_seen(line):
     assert doors({'rlnb/planted.py': line})
 
 
-def test_unexported_edit_turns_the_export_part_red(tmp_path):
-    "One line of a notebook changed and not exported: the part that CI begins with fails and names the file"
-    for d in ('nbs', 'rlnb', 'tools'):
-        shutil.copytree(ROOT / d, tmp_path / d, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+@pytest.fixture
+def copied(tmp_path):
+    "The house in another folder, to be damaged there"
+    for d in ('nbs', 'rlnb', 'tools', 'tests'):
+        shutil.copytree(ROOT / d, tmp_path / d, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'runs'))
     for f in ('settings.ini', 'README.md'):
         shutil.copy(ROOT / f, tmp_path / f)
-    target = next(p for p in EXPORTING if p.module == 'rlnb.core.errors')
-    f = tmp_path / target.path.relative_to(ROOT)
+    return tmp_path
+
+
+def plant(root: Path, lines: str, module: str = 'rlnb.core.errors') -> None:
+    "Add lines to the first exported cell of a page"
+    f = root / next(p for p in EXPORTING if p.module == module).path.relative_to(ROOT)
     nb = json.loads(f.read_text(encoding='utf-8'))
     cell = next(c for c in nb['cells'] if c['cell_type'] == 'code' and any('export' in s for s in c['source'][:1]))
-    cell['source'].append('\n_planted = 1')
+    cell['source'].append('\n' + lines)
     f.write_text(json.dumps(nb), encoding='utf-8')
-    r = subprocess.run([sys.executable, 'tools/test.py', '--part=export'], cwd=tmp_path, capture_output=True, text=True)
-    assert r.returncode == 1 and 'rlnb/core/errors.py was not current' in r.stdout
+
+
+def red(root: Path, *argv: str) -> str:
+    "What a command says that must fail there"
+    env = {k: v for k, v in os.environ.items() if k != 'CI'} | dict(PYTHONPATH=str(root))
+    r = subprocess.run([sys.executable, *argv], cwd=root, env=env, capture_output=True, text=True)
+    assert r.returncode == 1, r.stdout
+    return r.stdout
+
+
+def test_unexported_edit_turns_the_export_part_red(copied):
+    "One line of a notebook changed and not exported: the part that CI begins with fails and names the file"
+    plant(copied, '_planted = 1')
+    assert 'rlnb/core/errors.py was not current' in red(copied, 'tools/test.py', '--part=export')
+
+
+def test_an_upward_import_and_a_long_page_turn_the_walls_red(copied):
+    "The real files, damaged as a hurried author would: an import from above, and a page of 300 exported lines"
+    plant(copied, 'from rlnb.core.ranks import rank')
+    long = [dict(cell_type='markdown', id='a', metadata={}, source='# Long\n> Too long'),
+            *(dict(cell_type='code', id=f'c{i}', metadata={}, outputs=[], execution_count=None, source=s) for i, s in enumerate(
+                ['#| default_exp core.long', *('#| export\n' + '\n'.join(f'_a{i}_{j} = {j}' for j in range(30)) for i in range(10))]))]
+    (copied / 'nbs/00_core/49_long.ipynb').write_text(json.dumps(dict(cells=long, metadata={}, nbformat=4, nbformat_minor=5)), encoding='utf-8')
+    said = red(copied, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py', '-k', 'test_rule')
+    assert 'nbs/00_core/00_errors.ipynb: imports rlnb.core.ranks from nbs/00_core/65_ranks.ipynb, which does not lie below' in said
+    assert 'nbs/00_core/49_long.ipynb: 300 exported lines (at most 250)' in said
 
 
 def test_read_gives_what_stands_in_the_file():

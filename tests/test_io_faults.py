@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -332,6 +333,16 @@ for _name in OPERATIONS: setattr(Refusing, _name, _refuse(_name))
 def fds() -> int: return len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0
 
 
+@contextmanager
+def quick_collections():
+    "Collect only what is made inside: a full collection after each refusal would walk through torch thousands of times"
+    gc.collect()
+    gc.freeze()
+    try: yield
+    finally: gc.unfreeze()
+
+
+@quick_collections()
 def refused(at_each, check, before=lambda: None) -> int:
     "Refuse each operation of an action in turn, in several ways; how often was it refused?"
     count = 0

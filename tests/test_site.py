@@ -46,7 +46,7 @@ def scratch(tmp_path, *cells):
 def test_every_page_is_there(built):
     for p in pages():
         assert (built / p.path.relative_to(NBS).with_suffix('.html')).exists(), p.name
-    for name in ('index', 'api', 'search', 'contributing', 'changelog'):
+    for name in ('index', 'api', 'commands', 'settings', 'platforms', 'troubleshooting', 'search', 'contributing', 'changelog'):
         assert (built / f'{name}.html').exists()
 
 
@@ -79,13 +79,19 @@ def test_names_in_prose_lead_to_their_pages(built):
     assert 'href="00_core/00_errors.html#rlnb-core-errors-badinput"' in html
 
 
+def test_every_setting_is_in_the_quick_reference(built):
+    html = (built / 'settings.html').read_text(encoding='utf-8')
+    from rlnb.agents.ppo import PPOConfig
+    assert all(f'>{f.name}</span>' in html and f.doc.split(';')[0] in html for f in PPOConfig.fields())
+
+
 def test_the_commands_come_from_the_table_of_verbs(monkeypatch):
     from types import SimpleNamespace as Verb
     flags = ((('--steps',), dict(help='how many|steps')),)
     verbs = dict(train=Verb(name='train', help='Train an agent', usage='rlnb train [--steps N]', args=flags))
-    monkeypatch.setattr(site, 'optional', lambda *specs: verbs)
+    monkeypatch.setattr(site, 'optional', lambda *specs: verbs if 'VERBS' in specs[0] else lambda: {64: 'Bad input'})
     text = site.commands()
-    assert '## `rlnb train`' in text and 'rlnb train [--steps N]' in text and r'| `--steps` | how many\|steps |' in text
+    assert '## `rlnb train`' in text and 'rlnb train [--steps N]' in text and r'| `--steps` | how many\|steps |' in text and '| `64` | Bad input |' in text
     monkeypatch.setattr(site, 'optional', lambda *specs: None)
     assert site.commands() == site.platforms() == ''
 
@@ -188,6 +194,7 @@ def test_in_a_browser(built):
         assert page.locator('div.math math').first.bounding_box()['height'] > 10
         page.goto((built / 'search.html').as_uri() + '?q=BadInput')
         page.wait_for_selector('#search-results ul.search li a', timeout=10000)
-        assert 'errors' in page.inner_text('#search-results').lower()
+        first = page.locator('#search-results ul.search li a').first.get_attribute('href')
+        assert re.fullmatch(r'00_core/00_errors\.html#\S+', first)              # the cell that defines it, before pages that mention it
         browser.close()
     assert not failed and not [u for u in asked if not u.startswith(('file:', 'data:'))]

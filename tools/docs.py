@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from configparser import ConfigParser
 from html.parser import HTMLParser
@@ -29,12 +30,12 @@ from pages import NBS, ROOT, Page, directives, pages
 
 # The sidebar: folder or file of nbs/ → caption, in its order. A folder that does not exist is left out.
 FLOORS = {
+    '90_learn': 'Learn',          # who comes to learn begins here
     '00_core': 'The ground floor', '10_envs': 'Worlds', '20_buffers': 'Buffers', '30_agents': 'Agents', '40_runs': 'Runs',
     '45_evaluation': 'Evaluation', '50_train': 'Training', '60_search': 'Search', '70_flow': 'Pipelines and clouds', '80_panels': 'Panels',
-    '90_learn': 'Learn',
     '': 'From the outside',       # notebooks that stand in nbs/ itself: the command line, the public names
 }
-PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
+PROJECT = {'docs/troubleshooting.md': 'troubleshooting', 'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 INI = ConfigParser(delimiters=['='])
 INI.read(ROOT / 'settings.ini', encoding='utf-8')
 SET = INI['DEFAULT']
@@ -109,9 +110,10 @@ def headed(source: str, p: Page, nbs: Path) -> str:
     if not m:
         return source
     sub = ' '.join(re.findall(r'^>\s?(.+)', m[2], re.M))
+    home = p.path == nbs / 'index.ipynb'
     facts = [f'exports to `{p.module}`'] if p.exported and p.module else []
-    facts.append(f'{{download}}`the notebook </_notebooks/{docname(p, nbs)}.ipynb>`')
-    parts = [m[1].strip(), f'{{.subtitle}}\n{sub}' if sub else '', '{.facts}\n' + ' · '.join(facts), source[m.end():].strip()]
+    facts += [] if home else [f'{{download}}`the notebook </_notebooks/{docname(p, nbs)}.ipynb>`']
+    parts = [m[1].strip(), f'{{.subtitle}}\n{sub}' if sub else '', '{.facts}\n' + ' · '.join(facts) if facts else '', source[m.end():].strip()]
     return '\n\n'.join(s for s in parts if s)
 
 
@@ -149,14 +151,15 @@ def cells(p: Page, nbs: Path, seen: set[str]) -> list[dict]:
         if c['cell_type'] == 'markdown':
             text = filled(c['source']) if p.path.name == 'index.ipynb' else c['source']
             text = outside_code(lambda s: redirect(s, p.path, nbs), text)
-            text = headed(text, p, nbs) if i == 0 and p.path.name != 'index.ipynb' else text
+            text = headed(text, p, nbs) if i == 0 else text
             out.append(dict(cell_type='markdown', metadata=dict(origin=i), source=text))
             continue
         exported, source = bool(tags & {'export', 'exports', 'exporti'}), plain(c['source'])
         labels = [s for n in definitions(source) if (s := named(n)) and label(p.module, s) not in seen] if exported and p.module else []
         seen |= {label(p.module, s) for s in labels}
         if labels:
-            out.append(dict(cell_type='markdown', metadata=dict(origin=i), source='\n\n'.join(f'({label(p.module, s)})=' for s in labels)))
+            out.append(dict(cell_type='markdown', metadata=dict(origin=i), source='\n\n'.join(
+                f'({label(p.module, s)})=\n```{{index}} ! {s}\n```' for s in labels)))      # the search finds the name, then its page
         tagged = ['export'] * exported + ['remove-input'] * ('echo: false' in tags or not source)
         meta = dict(origin=i, tags=[*c['metadata'].get('tags', []), *tagged])
         outputs = [o for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
@@ -282,6 +285,26 @@ def platforms() -> str:
     return f'# Platforms\n\n{{.subtitle}}\nWhat rlnb promises on each system, and what it cannot.\n\n{table}\n'
 
 
+def settings(ps: list[Page], nbs: Path) -> str:
+    "Every field that can be set, from the line that declares it"
+    base = optional('rlnb.core.config:Config')
+    out = ['# Settings', '{.subtitle}\nEvery field that can be set, from the line that declares it: in Python, on the command line as '
+           '`--set agent.lr=3e-4`, in a YAML file.']
+    for p in ps:
+        names = [s for src in p.exported for n in definitions(plain(src)) if isinstance(n, ast.ClassDef) and (s := named(n))] if p.module else []
+        for cls in (optional(f'{p.module}:{name}') for name in names):
+            if base and isinstance(cls, type) and issubclass(cls, base) and cls is not base:
+                rows = [[f'`{f.name}`', "the agent's own" if isinstance(f.default, base) else f'`{shown(f.default)}`', f.range, f.doc]
+                        for f in cls.fields()]
+                out += [f'## {cls.__name__}', f'On the page [{md(title(p)[0])}](/{docname(p, nbs)}.ipynb).',
+                        grid(['field', 'default', 'range', 'what it is'], rows)]
+    return '\n\n'.join(out) + '\n' if len(out) > 2 else ''
+
+
+def shown(x: object) -> str:
+    return str(x).lower() if x is None or isinstance(x, bool) else str(list(x)) if isinstance(x, tuple) else str(x)
+
+
 def commands() -> str:
     "The verbs of the command line, from the table that the parser reads"
     verbs = optional('rlnb.cli:VERBS')
@@ -290,10 +313,14 @@ def commands() -> str:
     out = ['# Commands', '{.subtitle}\nEverything that can be typed, from the table that the parser reads.']
     for v in (verbs.values() if isinstance(verbs, dict) else verbs):
         usage = v.usage() if callable(v.usage) else v.usage
-        out += [f'## `rlnb {v.name}`', md(v.help), f'```console\n{usage}\n```']
+        whole = re.sub(r'\[[^\]]*\]', lambda m: m[0].replace(' ', '\0'), usage)        # a flag stays with its value
+        usage = textwrap.fill(whole, 88, subsequent_indent=' ' * (6 + len(v.name)), break_long_words=False, break_on_hyphens=False).replace('\0', ' ')
+        out += [f'## `rlnb {v.name}`', md(v.help[:1].upper() + v.help[1:]), f'```console\n{usage}\n```']
         flags = [(', '.join(f), kw.get('help', '')) for f, kw in getattr(v, 'args', ())]
         if any(h for _, h in flags):
             out.append(grid(['argument', 'what it is'], [[f'`{f}`', h] for f, h in flags]))
+    if codes := optional('rlnb.core.errors:exit_codes'):
+        out += ['## Exit codes', grid(['code', 'what it says'], [[f'`{k}`', v] for k, v in codes().items()])]
     return '\n\n'.join(out) + '\n'
 
 
@@ -328,12 +355,12 @@ def prepare(src: Path, nbs: Path) -> None:
     for f in sorted(nbs.rglob('*')):
         if f.suffix in ('.png', '.svg') and not any(s.startswith(('.', '_')) for s in f.relative_to(nbs).parts):
             copied(f, src / f.relative_to(nbs))
-    made = {'commands': commands(), 'api': api(ps, nbs), 'platforms': platforms()}
+    made = {'commands': commands(), 'settings': settings(ps, nbs), 'api': api(ps, nbs), 'platforms': platforms()}
     made |= {doc: redirect((ROOT / f).read_text(encoding='utf-8'), ROOT / f, nbs) for f, doc in PROJECT.items() if (ROOT / f).exists()}
     for name, text in made.items():
         if text:
             written(src, name + '.md', text)
-    tree = sidebar(ps, nbs, [k for k in ('commands', 'api', 'platforms') if made[k]], [k for k in PROJECT.values() if made.get(k)])
+    tree = sidebar(ps, nbs, [k for k in ('commands', 'settings', 'api', 'platforms') if made[k]], [k for k in PROJECT.values() if made.get(k)])
     if index:
         written(src, 'index.ipynb', notebook([*cells(index, nbs, set()), dict(cell_type='markdown', metadata={}, source=tree)]))
     else:

@@ -14,6 +14,8 @@ from pages import NBS, ROOT, pages
 
 BIN = Path(sys.executable).parent
 CI = bool(os.environ.get('CI'))
+LONGEST = 60                            # seconds that a single test, page or notebook should stay below
+TOOK: list[tuple[float, str]] = []      # what was timed, in seconds
 
 
 def sh(*argv: object, **kw) -> subprocess.CompletedProcess:
@@ -56,6 +58,7 @@ def pytest(*argv: object) -> tuple[int, int]:
     "Run pytest and read its closing line"
     r = sh(sys.executable, '-m', 'pytest', '-q', '--durations=5', '--durations-min=5', *argv)
     n = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error)', r.stdout)}
+    TOOK.extend((float(t), what) for t, what in re.findall(r'^([\d.]+)s (?:call|setup|teardown) +(\S+)', r.stdout, re.M))
     bad = n.get('failed', 0) + n.get('error', 0)
     return n.get('passed', 0), bad or int(r.returncode not in (0, 5))
 
@@ -71,7 +74,8 @@ def house() -> tuple[int, int]:
 
 def nbdev() -> tuple[int, int]:
     "Every page's lessons, against the exported package"
-    r = sh(BIN / 'nbdev_test', '--n_workers', '2', '--do_print', '--skip_folder_re', '^([_.]|90_learn)')
+    r = sh(BIN / 'nbdev_test', '--n_workers', '2', '--do_print', '--timing', '--skip_folder_re', '^([_.]|90_learn)')
+    TOOK.extend((float(t), page) for page, t in re.findall(r'^(\S+\.ipynb): (\d+) secs', r.stdout, re.M))
     n = sum(p.folder != '90_learn' for p in pages())
     bad = max(r.stdout.count('Error in cell'), int(r.returncode != 0))
     return n - bad, bad
@@ -92,7 +96,8 @@ def notebooks() -> tuple[int, int]:
             r = sh(sys.executable, '-m', 'papermill', path, Path(d) / f'{path.parent.name}-{path.name}', '--no-progress-bar', '--cwd', path.parent,
                    '-k', 'python3', '-p', 'root', d, env=env)
             how = 'passed' if r.returncode == 0 else 'FAILED'
-            print(f'{path.relative_to(ROOT)}  {how}  {time.perf_counter() - then:.0f} s', flush=True)
+            TOOK.append((time.perf_counter() - then, path.name))
+            print(f'{path.relative_to(ROOT)}  {how}  {TOOK[-1][0]:.0f} s', flush=True)
             good, bad = good + (r.returncode == 0), bad + (r.returncode != 0)
     return good, bad
 
@@ -139,6 +144,9 @@ def main() -> int:
     for name, good, bad, s in rows:
         print(f'{name:<12}{good:>8}{bad:>8}{s:>9.0f}')
     good, bad = sum(r[1] for r in rows), sum(r[2] for r in rows)
+    if TOOK:
+        over = [f'{what} ({t:.0f} s)' for t, what in sorted(TOOK, reverse=True) if t > LONGEST]
+        print(f'longer than {LONGEST} s: {", ".join(over)}' if over else f'the slowest: {max(TOOK)[1]}, {max(TOOK)[0]:.0f} s')
     print(f'in all {time.monotonic() - start:.0f} s\n{good} passed, {bad} failed')
     return int(bad > 0)
 

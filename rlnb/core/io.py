@@ -96,7 +96,7 @@ class Damaged(NoCheckpoint):
     def __init__(self, path: str | Path, why: str):
         super().__init__(f'{shorten(path)} is damaged: {plain(why)}')
         self.path, self.why = str(path), why
-    def __reduce__(self) -> tuple: return Damaged, (self.path, self.why)
+    def __reduce__(self) -> tuple[Any, ...]: return Damaged, (self.path, self.why)
 
 # %% ../../nbs/00_core/30_io.ipynb #d111a880
 @contextmanager
@@ -181,7 +181,7 @@ def to_json(x: Any, pretty: bool = False) -> str:
 # %% ../../nbs/00_core/30_io.ipynb #55db4b49
 def from_json(text: str | bytes, name: str | Path = 'JSON') -> Any:
     "Read strict JSON: no key twice, no bare NaN, no nest without an end"
-    def once(pairs: list) -> dict:
+    def once(pairs: list[Any]) -> dict[str, Any]:
         d = dict(pairs)
         if len(d) < len(pairs): raise ValueError('a key stands twice')
         return d

@@ -170,7 +170,7 @@ def is_locked(path: str | Path) -> bool:
 def popen_detached(argv: Sequence[str | Path],
                    log: str | Path,                         # what it prints is appended here
                    env: dict[str, str] | None = None,       # added to this process's environment
-                   cwd: str | Path | None = None) -> subprocess.Popen:
+                   cwd: str | Path | None = None) -> subprocess.Popen[bytes]:
     "Start a process that outlives this one, its terminal and its session"
     words, more = [str(a) for a in argv], os.environ | (env or {})
     with guarded(log): out = disk.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -67,8 +67,11 @@ def group(
     backend = backend or _backend()
     if 'nccl' in backend: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK') or 0))
     try:
-        try: dist.init_process_group(backend, store=_meet(wait), rank=int(os.environ['RANK']), world_size=size, timeout=wait)
-        except RuntimeError as e: raise Crash(f"rank {os.environ['RANK']} of {size}: the others did not come within {timeout:g} s") from e
+        try:
+            dist.init_process_group(backend, store=_meet(wait), rank=int(os.environ['RANK']), world_size=size, timeout=wait)
+            dist.all_reduce(torch.zeros(1, device='cpu' if 'gloo' in backend else 'cuda'))     # nobody leaves before all have come
+        except RuntimeError as e:
+            raise Crash(f"rank {os.environ['RANK']} of {size}: the others did not come within {timeout:g} s, or left at once") from e
         yield rank()
     finally:
         if dist.is_initialized(): dist.destroy_process_group()

@@ -23,8 +23,8 @@ class Running:
     update: Callable[..., None]
     merge: Callable[..., None]
     normalize: Callable[..., Any]
-    state_dict: Callable[[], dict]
-    load_state_dict: Callable[[dict], None]
+    state_dict: Callable[[], dict[str, Any]]
+    load_state_dict: Callable[[dict[str, Any]], None]
 
     def __init__(self, shape: int | tuple[int, ...] = ()):  # shape of one row
         self.mean, self.rest, self.m2 = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -92,12 +92,12 @@ def normalize(self: Running, x: Array, clip: float = 10.) -> Any:
 
 # %% ../../nbs/00_core/50_running.ipynb #af3ef21e
 @patch
-def state_dict(self: Running) -> dict:
+def state_dict(self: Running) -> dict[str, Any]:
     "All that it has seen"
     return dict(n=self.n, mean=self.mean.copy(), rest=self.rest.copy(), m2=self.m2.copy())
 
 @patch
-def load_state_dict(self: Running, d: dict) -> None:
+def load_state_dict(self: Running, d: dict[str, Any]) -> None:
     "Have seen exactly that, in place"
     for k, mine in (('mean', self.mean), ('rest', self.rest), ('m2', self.m2)):
         if np.shape(d[k]) != mine.shape: raise BadInput(k, f'shape {np.shape(d[k])}', f'{mine.shape}')
@@ -132,8 +132,8 @@ class Window:
     def summary(self) -> dict[str, float]:
         "mean, min, max and n: what a metrics row holds of an episode"
         return dict(mean=self.mean, min=self.min, max=self.max, n=self.n)
-    def state_dict(self) -> dict: return dict(values=list(self.values), bad=self.bad)
-    def load_state_dict(self, d: dict) -> None:
+    def state_dict(self) -> dict[str, Any]: return dict(values=list(self.values), bad=self.bad)
+    def load_state_dict(self, d: dict[str, Any]) -> None:
         self.values.clear()
         self.values.extend(d['values'])
         self.bad = int(d['bad'])
@@ -155,5 +155,5 @@ class EMA:
     def value(self) -> float:
         "The average; NaN before the first value"
         return self.total/self.weight if self.weight else math.nan
-    def state_dict(self) -> dict: return dict(total=self.total, weight=self.weight)
-    def load_state_dict(self, d: dict) -> None: self.total, self.weight = float(d['total']), float(d['weight'])
+    def state_dict(self) -> dict[str, Any]: return dict(total=self.total, weight=self.weight)
+    def load_state_dict(self, d: dict[str, Any]) -> None: self.total, self.weight = float(d['total']), float(d['weight'])

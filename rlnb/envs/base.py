@@ -40,8 +40,8 @@ class Step(NamedTuple):
 class VecEnv:
     "N worlds that step together"
     num_envs: int
-    obs_space: spaces.Space     # of one world
-    act_space: spaces.Space
+    obs_space: spaces.Space[Any]     # of one world
+    act_space: spaces.Space[Any]
     device: str = 'cpu'
     max_steps: int = 0          # the time limit; 0: none
 
@@ -54,10 +54,10 @@ class VecEnv:
     def configure(self, rows: Any = None, **task: float) -> None:
         "Give rows a new task, in force at their next reset"
         raise BadInput('task', f'{type(self).__name__} has nothing to configure')
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         "Everything that moves; the arrays are the world's own: write or copy them before the next step"
         raise NotImplementedError
-    def load_state_dict(self, d: dict) -> None:
+    def load_state_dict(self, d: dict[str, Any]) -> None:
         "Continue exactly where the snapshot was taken"
         raise NotImplementedError
     def picture(self, row: int = 0) -> np.ndarray:
@@ -92,13 +92,13 @@ class TensorEnv(VecEnv):
     def start(self, n: int, rows: Any) -> Any:
         "First states of n worlds; `rows` says which, for starts that depend on their task"
         raise NotImplementedError
-    def dynamics(self, s: Any, act: Array) -> tuple:
+    def dynamics(self, s: Any, act: Array) -> tuple[Any, ...]:
         "(next states, reward, terminated) or (…, extras)"
         raise NotImplementedError
     def observe(self, s: Any) -> Any:
         "What the agent sees of states"
         raise NotImplementedError
-    def _known(self, task: dict) -> dict:
+    def _known(self, task: dict[str, Any]) -> dict[str, Any]:
         for k in set(task) - set(self.tasks):
             raise BadInput(f'task.{k}', 'unknown', did_you_mean(k, self.tasks) or f'one of {sorted(self.tasks)}')
         return task
@@ -181,12 +181,12 @@ def _retask(self: TensorEnv, done: Array | None) -> None:
 
 # %% ../../nbs/10_envs/00_base.ipynb #fbb95ce8
 @patch
-def state_dict(self: TensorEnv) -> dict:
+def state_dict(self: TensorEnv) -> dict[str, Any]:
     "Everything that moves, as the world's own arrays"
     return dict(s=self.s, t=self.t, rng=generator_state(self.rng), task=dict(self.task), pending=dict(self.pending))
 
 @patch
-def load_state_dict(self: TensorEnv, d: dict) -> None:
+def load_state_dict(self: TensorEnv, d: dict[str, Any]) -> None:
     "Continue exactly where the snapshot was taken"
     put = self._own
     self.rng = self.xp.Generator(self.device) if self.torch else np.random.default_rng()
@@ -211,14 +211,14 @@ def _same(a: Any, b: Any) -> bool:
     "Equal to the last bit"
     return all(_same(a[k], b[k]) for k in a) if isinstance(a, dict) else bool((a == b).all())
 
-def _fits(space: spaces.Space, x: Any, n: int) -> bool:
+def _fits(space: spaces.Space[Any], x: Any, n: int) -> bool:
     "Are these n elements of a space?"
     if isinstance(space, spaces.Dict): return all(_fits(s, x[k], n) for k, s in space.items())
     if x.shape != (n, *(space.shape or ())): return False
     if isinstance(space, spaces.Box): return bool((x >= space.low - 1e-5).all() and (x <= space.high + 1e-5).all())
     return all(space.contains(v) for v in x)
 
-def _told(st: Step) -> dict:
+def _told(st: Step) -> dict[str, Any]:
     "A copy of what a step said"
     return _copied(_host(dict(obs=st.obs, reward=st.reward, next_obs=st.next_obs)))
 
@@ -264,12 +264,12 @@ class Single(gym.Env):
         self.env = worlds[world](1, **kw)
         self.observation_space, self.action_space, self.render_mode = self.env.obs_space, self.env.act_space, render_mode
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, ...]:
         "Begin an episode; without a seed the random stream goes on"
         super().reset(seed=seed)
         return self._one(self.env.reset(int(self.np_random.integers(2**62)))), {}
 
-    def step(self, action: Any) -> tuple:
+    def step(self, action: Any) -> tuple[Any, ...]:
         "Advance; the observation is always the true successor"
         st = self.env.step(np.asarray(action)[None])
         info = {k: v[0].copy() for k, v in st.extras.items()}

@@ -39,7 +39,7 @@ class GoalWorld(TensorEnv):
     def sight(self, s: Batch) -> Array:
         "What else is seen, (m, N); the achieved goal if there is nothing else"
         return self.achieved(s)
-    def dynamics(self, s: Batch, act: Array) -> tuple:
+    def dynamics(self, s: Batch, act: Array) -> tuple[Any, ...]:
         s = self.move(s, act)
         achieved, goal = self.achieved(s).T, s.goal.T
         success = self.success_of(achieved, goal)

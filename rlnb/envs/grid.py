@@ -57,7 +57,7 @@ class GridWorld(TensorEnv):
         k = len(self.starts)
         return self.starts[self.xp.asarray(self.draw(n)*k, dtype=self.xp.int64) % k]
     def observe(self, s: Array) -> Array: return self.eye[s]
-    def dynamics(self, s: Array, act: Array) -> tuple:
+    def dynamics(self, s: Array, act: Array) -> tuple[Any, ...]:
         u, slip = self.draw(self.num_envs), self.task['slip']
         side = self.xp.asarray(u < slip/2, dtype=self.xp.int64) - self.xp.asarray(u >= 1 - slip/2, dtype=self.xp.int64)
         a = (act + side) % 4

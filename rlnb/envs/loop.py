@@ -85,7 +85,7 @@ class Loop(Foreign):
     reset: Callable[..., Any]
     restart: Callable[..., Any]
     configure: Callable[..., None]
-    state_dict: Callable[..., dict]
+    state_dict: Callable[..., dict[str, Any]]
     load_state_dict: Callable[..., None]
     _heard: Callable[..., Batch]
     _begin: Callable[..., Any]
@@ -95,7 +95,7 @@ class Loop(Foreign):
         one = self.envs[0]
         super().__init__(len(self.envs), one.observation_space, one.action_space, build)
         self.max_steps, self.t, self.obs = max_steps, np.zeros(self.num_envs, np.int64), None
-        self.options: list[dict | None] = [None]*self.num_envs
+        self.options: list[dict[str, Any] | None] = [None]*self.num_envs
         self._steps, self._whole = [e.step for e in self.envs], isinstance(one.action_space, gym.spaces.Discrete)
 
     def picture(self, row: int = 0) -> np.ndarray:
@@ -142,7 +142,7 @@ _NONE = Batch()
 
 # %% ../../nbs/10_envs/58_loop.ipynb #c8e56962
 @patch
-def _heard(self: Loop, infos: list, ends: list[int]) -> Batch:
+def _heard(self: Loop, infos: list[Any], ends: list[int]) -> Batch:
     "Extras from the infos of single worlds"
     cost = {i: info['cost'] for i, info in infos if 'cost' in info}
     success = {i: info[k] for i, info in infos if i in ends for k in ('success', 'is_success') if k in info}
@@ -150,7 +150,7 @@ def _heard(self: Loop, infos: list, ends: list[int]) -> Batch:
 
 # %% ../../nbs/10_envs/58_loop.ipynb #bc36e2ba
 @patch
-def _begin(self: Loop, obs: Any, rows: Any, seeds: Sequence | None = None) -> Any:
+def _begin(self: Loop, obs: Any, rows: Any, seeds: Sequence[Any] | None = None) -> Any:
     "New episodes in these rows; the observations of all"
     first = []
     for i in rows:
@@ -179,13 +179,13 @@ def configure(self: Loop, rows: Any = None, **task: Any) -> None:
     for i in np.arange(self.num_envs)[slice(None) if rows is None else rows]: self.options[i] = {**(self.options[i] or {}), **task}
 
 @patch
-def state_dict(self: Loop) -> dict:
+def state_dict(self: Loop) -> dict[str, Any]:
     "Everything that moves, if the worlds can be put back at all"
     d = dict(t=self.t, told=dict(self.told), options={str(i): dict(o) for i, o in enumerate(self.options) if o})
     return d | dict(obs=self.obs, rows={str(i): snapshot(e) for i, e in enumerate(self.envs)}) if self.tier == 'exact' else d
 
 @patch
-def load_state_dict(self: Loop, d: dict) -> None:
+def load_state_dict(self: Loop, d: dict[str, Any]) -> None:
     "Continue exactly where the snapshot was taken, or wait for a reset"
     self.t, self.told = np.array(d['t']), dict(d['told'])
     self.options = [d['options'].get(str(i)) for i in range(self.num_envs)]

@@ -46,7 +46,7 @@ def _serve(pipe: Any, build: Any, rows: int) -> None:
     except BaseException as e:
         with suppress(OSError): pipe.send((False, (one_line(e), traceback.format_exc())))
 
-def _do(env: VecEnv, name: str, args: tuple) -> Any:
+def _do(env: VecEnv, name: str, args: tuple[Any, ...]) -> Any:
     "One command"
     if name == 'tier': return getattr(env, 'tier', 'exact')
     if name == 'restart': return _restart(env, *args)
@@ -70,7 +70,7 @@ def _alone() -> Iterator[None]:
             if v is None: del os.environ[k]
             else: os.environ[k] = v
 
-def _start(build: Callable[[int], VecEnv], rows: Sequence[int]) -> tuple[list, list]:
+def _start(build: Callable[[int], VecEnv], rows: Sequence[int]) -> tuple[list[Any], list[Any]]:
     "Start a worker for each share of rows; returns processes and pipes"
     ctx: Any = mp.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
     procs, pipes, wrap = [], [], cast(Any, CloudpickleWrapper)
@@ -89,7 +89,7 @@ def _start(build: Callable[[int], VecEnv], rows: Sequence[int]) -> tuple[list, l
             pipes.append(here)
     return procs, pipes
 
-def _kill(procs: list, pipes: list) -> None:
+def _kill(procs: list[Any], pipes: list[Any]) -> None:
     "End workers that do not answer"
     for pipe in pipes: pipe.close()
     for p in procs: p.join(.2)
@@ -111,11 +111,11 @@ class Pool(VecEnv):
     reset: Callable[..., Any]
     restart: Callable[..., Any]
     configure: Callable[..., None]
-    state_dict: Callable[..., dict]
+    state_dict: Callable[..., dict[str, Any]]
     load_state_dict: Callable[..., None]
     picture: Callable[..., np.ndarray]
     close: Callable[..., None]
-    _ask: Callable[..., list]
+    _ask: Callable[..., list[Any]]
     _answer: Callable[..., Any]
 
     def __init__(self, build: Callable[[int], VecEnv],   # makes worlds: rows → VecEnv
@@ -135,7 +135,7 @@ class Pool(VecEnv):
 
 # %% ../../nbs/10_envs/55_pool.ipynb #81b30aff
 @patch
-def _ask(self: Pool, name: str, *args: Sequence) -> list:   # args: for each argument, its value for each worker
+def _ask(self: Pool, name: str, *args: Sequence[Any]) -> list[Any]:   # args: for each argument, its value for each worker
     "Put one question to all workers; their answers in order"
     if not self._pipes: raise Crash('the pool of worlds is closed')
     for k, pipe in enumerate(self._pipes):
@@ -172,7 +172,7 @@ def close(self: Pool) -> None:
 # %% ../../nbs/10_envs/55_pool.ipynb #94a4606a
 _FILL = dict(valid=True, success=np.nan)      # what a row has that was not told; otherwise 0
 
-def _cat(parts: list) -> Any:
+def _cat(parts: list[Any]) -> Any:
     "Join what the workers gave, nested or not"
     if not isinstance(parts[0], dict): return np.concatenate(parts)
     return Batch({k: _cat([p[k] for p in parts]) for k in parts[0]})
@@ -211,12 +211,12 @@ def configure(self: Pool, rows: Any = None, **task: Any) -> None:
     self._ask('configure', [which[m] - r.start for m, r in zip(mine, self.rows)], values)
 
 @patch
-def state_dict(self: Pool) -> dict:
+def state_dict(self: Pool) -> dict[str, Any]:
     "Everything that moves in all workers"
     return {str(k): d for k, d in enumerate(self._ask('state_dict'))}
 
 @patch
-def load_state_dict(self: Pool, d: dict) -> None:
+def load_state_dict(self: Pool, d: dict[str, Any]) -> None:
     "Continue exactly where the snapshot was taken"
     if len(d) != len(self._pipes): raise BadInput('workers', f'{len(self._pipes)}, but the snapshot is of {len(d)}', 'as many workers as before')
     self._ask('load_state_dict', [d[str(k)] for k in range(len(d))])

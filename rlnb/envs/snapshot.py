@@ -33,7 +33,7 @@ def pack(x: Any) -> Any:
     parts = {str(k): pack(v) for k, v in many.items()}
     return _OPAQUE if any(v is _OPAQUE for v in parts.values()) else dict(kind=type(x).__name__, x=parts)
 
-def _dice(space: spaces.Space) -> dict:
+def _dice(space: spaces.Space[Any]) -> dict[str, Any]:
     "The generators of a space and its parts"
     inner = getattr(space, 'spaces', None) or {}
     own = {} if space._np_random is None else {'': generator_state(space._np_random)}
@@ -53,7 +53,7 @@ def unpack(d: Any, here: Any = None) -> Any:    # here: what stands at that plac
     parts = {k: unpack(v) for k, v in x.items()}
     return parts if kind == 'dict' else (tuple if kind == 'tuple' else list)(parts[str(i)] for i in range(len(parts)))
 
-def _roll(space: Any, x: dict) -> Any:
+def _roll(space: Any, x: dict[str, Any]) -> Any:
     "Set the generators of a space and its parts"
     for k, v in x.items():
         if k == '': set_generator_state(space.np_random, v)
@@ -61,7 +61,7 @@ def _roll(space: Any, x: dict) -> Any:
     return space
 
 # %% ../../nbs/10_envs/52_snapshot.ipynb #82df6833
-def _layers(env: Any) -> list:
+def _layers(env: Any) -> list[Any]:
     "A world and its wrappers, from the outside in"
     out = [env]
     while isinstance(out[-1], (gym.Wrapper, gym.vector.VectorWrapper)): out.append(out[-1].env)
@@ -69,12 +69,12 @@ def _layers(env: Any) -> list:
 
 def _own(layer: Any) -> bool: return callable(getattr(type(layer), 'state_dict', None))
 
-def snapshot(env: Any) -> dict:
+def snapshot(env: Any) -> dict[str, Any]:
     "What moves in a Gymnasium world and its wrappers, as plain data and arrays"
     seen = [layer.state_dict() if _own(layer) else {k: pack(v) for k, v in vars(layer).items()} for layer in _layers(env)]
     return {str(i): {k: v for k, v in d.items() if v is not _OPAQUE} for i, d in enumerate(seen)}
 
-def restore(env: Any, d: dict) -> None:
+def restore(env: Any, d: dict[str, Any]) -> None:
     "Put it back"
     for i, layer in enumerate(_layers(env)):
         if _own(layer): layer.load_state_dict(d[str(i)])

@@ -17,7 +17,7 @@ from ..core.errors import BadInput
 from .base import Step, TensorEnv, VecEnv
 
 # %% ../../nbs/10_envs/50_spaces.ipynb #7713c243
-def shown(space: spaces.Space, name: str = 'obs_space') -> spaces.Space:
+def shown(space: spaces.Space[Any], name: str = 'obs_space') -> spaces.Space[Any]:
     "The space of what an agent sees"
     if isinstance(space, spaces.Box):
         if space.dtype.kind != 'f' or space.dtype == np.float32: return space
@@ -28,12 +28,12 @@ def shown(space: spaces.Space, name: str = 'obs_space') -> spaces.Space:
     if isinstance(space, (spaces.Dict, spaces.Tuple)): return spaces.Dict({n: shown(s, f'{name}.{n}') for n, _, s in _parts(space)})
     raise BadInput(name, f'{type(space).__name__} has no fixed shape', 'Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them')
 
-def _parts(space: Any) -> list[tuple[str, Any, spaces.Space]]:
+def _parts(space: Any) -> list[tuple[str, Any, spaces.Space[Any]]]:
     "The parts of a Dict or Tuple: name, key, space"
     return [(str(k), k, s) for k, s in (space.items() if isinstance(space, spaces.Dict) else enumerate(space))]
 
 # %% ../../nbs/10_envs/50_spaces.ipynb #25b3c521
-def reader(space: spaces.Space,
+def reader(space: spaces.Space[Any],
            batched: bool = False,   # does the world give one batch, or a list of single observations?
            ) -> Callable[[Any], Any]:
     "Make the function from what worlds give to what an agent sees"
@@ -51,7 +51,7 @@ def reader(space: spaces.Space,
         return out
     return (lambda x: read(x) - start) if np.any(start) else read
 
-def _misfit(xs: Any, space: spaces.Space) -> BadInput:
+def _misfit(xs: Any, space: spaces.Space[Any]) -> BadInput:
     "The error that names the first observation that is not of its space"
     for i, x in enumerate(xs):
         try: ok = np.array(x, space.dtype).shape == space.shape
@@ -60,7 +60,7 @@ def _misfit(xs: Any, space: spaces.Space) -> BadInput:
     return BadInput('obs_space', f'the observations have another shape than {space}')
 
 # %% ../../nbs/10_envs/50_spaces.ipynb #5b990a43
-def acted(space: spaces.Space, name: str = 'act_space') -> spaces.Space:
+def acted(space: spaces.Space[Any], name: str = 'act_space') -> spaces.Space[Any]:
     "The space of what an agent does"
     if not isinstance(space, spaces.Box):
         if not isinstance(space, (spaces.Dict, spaces.Tuple)): return shown(space, name)
@@ -68,7 +68,7 @@ def acted(space: spaces.Space, name: str = 'act_space') -> spaces.Space:
     if space.dtype.kind != 'f': raise BadInput(name, f'a Box of {space.dtype}', 'a MultiDiscrete says the same in a form that can be learned')
     return spaces.Box(-1, 1, space.shape, np.float32) if space.is_bounded() else shown(space)
 
-def writer(space: spaces.Space, device: str = 'cpu') -> Callable[[Array], Array]:
+def writer(space: spaces.Space[Any], device: str = 'cpu') -> Callable[[Array], Array]:
     "Make the function from an agent's actions to the world's"
     acted(space)
     def own(x: Any, dtype: Any = None) -> Any:
@@ -97,8 +97,8 @@ class Wrap(VecEnv):
     def configure(self, rows: Any = None, **task: float) -> None: self.env.configure(rows, **task)
     def picture(self, row: int = 0) -> np.ndarray: return self.env.picture(row)
     def close(self) -> None: self.env.close()
-    def state_dict(self) -> dict: return dict(env=self.env.state_dict())
-    def load_state_dict(self, d: dict) -> None: self.env.load_state_dict(d['env'])
+    def state_dict(self) -> dict[str, Any]: return dict(env=self.env.state_dict())
+    def load_state_dict(self, d: dict[str, Any]) -> None: self.env.load_state_dict(d['env'])
     @property
     def tier(self) -> str: return getattr(self.env, 'tier', 'exact')
 

@@ -44,7 +44,7 @@ def _column(info: Any, name: str) -> dict[int, Any]:
 class GymVec(Foreign):
     "A vector world of Gymnasium in any of its reset modes"
     step: Callable[..., Step]
-    state_dict: Callable[..., dict]
+    state_dict: Callable[..., dict[str, Any]]
     load_state_dict: Callable[..., None]
     _told: Callable[..., Batch]
     restart: Callable[..., Any]
@@ -109,10 +109,10 @@ def step(self: GymVec, act: Array) -> Step:
 _NONE = Batch()
 
 @patch
-def _told(self: GymVec, info: dict, real: np.ndarray | None = None) -> Batch:
+def _told(self: GymVec, info: dict[str, Any], real: np.ndarray | None = None) -> Batch:
     "Extras from the infos; in SAME_STEP, rows that ended said it in the final ones"
     last = info.get('final_info', {}) if self.mode == AutoresetMode.SAME_STEP else None
-    def rows(name: str) -> dict:
+    def rows(name: str) -> dict[int, Any]:
         said = {i: v for i, v in _column(info, name).items() if (real is None or real[i]) and (last is None or not self.ended[i])}
         return said if last is None else said | _column(last, name)
     success = {i: v for k in ('success', 'is_success') for i, v in rows(k).items() if self.ended[i]}
@@ -120,13 +120,13 @@ def _told(self: GymVec, info: dict, real: np.ndarray | None = None) -> Batch:
 
 # %% ../../nbs/10_envs/59_vector.ipynb #4be3d042
 @patch
-def state_dict(self: GymVec) -> dict:
+def state_dict(self: GymVec) -> dict[str, Any]:
     "Everything that moves, if the worlds can be put back at all"
     d = dict(ended=self.ended, told=dict(self.told))
     return d | dict(world=snapshot(self.env)) if self.tier == 'exact' else d
 
 @patch
-def load_state_dict(self: GymVec, d: dict) -> None:
+def load_state_dict(self: GymVec, d: dict[str, Any]) -> None:
     "Continue exactly where the snapshot was taken"
     self.reset()
     if 'world' in d: restore(self.env, d['world'])

@@ -30,7 +30,7 @@ class FrameStack(Wrap):
     step: Callable[..., Step]
     restart: Callable[..., Any]
     _fresh: Callable[..., Any]
-    state_dict: Callable[..., dict]
+    state_dict: Callable[..., dict[str, Any]]
     load_state_dict: Callable[..., None]
 
     def __init__(self, env: VecEnv, k: int = 4,
@@ -90,12 +90,12 @@ def _fresh(self: FrameStack, rows: Array, obs: Array) -> Array:
     return self._joined(self.frames)
 
 @patch
-def state_dict(self: FrameStack) -> dict:
+def state_dict(self: FrameStack) -> dict[str, Any]:
     "The world's state and the frames"
     return dict(env=self.env.state_dict(), frames=self.frames)
 
 @patch
-def load_state_dict(self: FrameStack, d: dict) -> None:
+def load_state_dict(self: FrameStack, d: dict[str, Any]) -> None:
     "Continue with the frames of the snapshot"
     self.env.load_state_dict(d['env'])
     self.frames = d['frames'].clone() if hasattr(d['frames'], 'clone') else np.array(d['frames'])
@@ -174,8 +174,8 @@ class TimeLimit(Wrap):
         rows = late if isinstance(st.truncated, np.ndarray) else _lib(st.truncated).as_tensor(late, device=st.truncated.device)
         st = _kept(st)
         return st._replace(obs=self.restart(rows), truncated=st.truncated | rows)
-    def state_dict(self) -> dict: return dict(env=self.env.state_dict(), t=self.t)
-    def load_state_dict(self, d: dict) -> None:
+    def state_dict(self) -> dict[str, Any]: return dict(env=self.env.state_dict(), t=self.t)
+    def load_state_dict(self, d: dict[str, Any]) -> None:
         "Continue with the clocks of the snapshot"
         self.env.load_state_dict(d['env'])
         self.t = np.array(d['t'])

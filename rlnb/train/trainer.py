@@ -72,6 +72,7 @@ def one_iter(self: Trainer) -> None:
     self.ask('after_learn')
     self.episodes, self.told = [], {}
 
+# %% ../../nbs/50_train/30_trainer.ipynb #5976eb02
 @patch
 def fit(self: Trainer, steps: int) -> Trainer:
     "Train until `steps` environment steps in all"
