@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'walk', 'tour', 'Witness', 'Fatal', 'live', 'Killer', 'differences', 'certify', 'report']
 
-# %% ../../nbs/50_train/70_certify.ipynb #19c33516
+# %% ../../nbs/50_train/70_certify.ipynb #79a073a0
 import hashlib
 import multiprocessing as mp
 import os
@@ -37,7 +37,7 @@ from ..runs.run import Run
 from .callback import Callback
 from .session import asked, fit, folder_for
 
-# %% ../../nbs/50_train/70_certify.ipynb #aa91c754
+# %% ../../nbs/50_train/70_certify.ipynb #4748bb37
 PASSING: dict[str, str] = {             # of a process, not of the run
     'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut', 'Log': 'path _fd _failed _torn', 'Jsonl': 'path _fd _failed _torn',
     'Profile': '*', 'Progress': 'then was lines write', 'Status': '*', 'Signals': '*', 'Witness': '*',
@@ -60,7 +60,7 @@ def _parts(x: Any) -> list[tuple[Any, Any]]:
     if not parts: return [('text', str(x))] if ' at 0x' not in str(x) else []
     return [('class', type(x).__qualname__), *((k, v) for k, v in parts if k not in left_out and left_out != ['*'])]
 
-# %% ../../nbs/50_train/70_certify.ipynb #7829f9de
+# %% ../../nbs/50_train/70_certify.ipynb #623e537b
 def _value(x: Any) -> str | None:
     "A leaf as text; None for what has pieces"
     if x is None or isinstance(x, (bool, int, str, bytes)): return repr(x)
@@ -91,7 +91,7 @@ def tour(t: Any) -> dict[str, str]:
     "Everything that can be reached from a trainer, and the global generators"
     return walk(t) | walk(dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.default_generator), 'global')
 
-# %% ../../nbs/50_train/70_certify.ipynb #f95dcb04
+# %% ../../nbs/50_train/70_certify.ipynb #bba8d95a
 class Witness(Callback):
     "Writes down everything there is when a fit ends; `began` is called when the first new steps are recorded"
     order = 1000
@@ -102,7 +102,7 @@ class Witness(Callback):
     def after_fit(self, t: Any) -> None:
         if self.learned and (t.step >= t.target or t.enough): write_json(self.file, tour(t))
 
-# %% ../../nbs/50_train/70_certify.ipynb #66528044
+# %% ../../nbs/50_train/70_certify.ipynb #c0085779
 class Fatal(Disk):
     "A disk whose n-th operation, counted from `arm`, is the last one of the process; a write is left half done"
     def __init__(self, n: int): self.left, self.armed = n, False
@@ -124,7 +124,7 @@ def _counted(name: str) -> Callable[..., Any]:
 
 for _name in [k for k in vars(Disk) if not k.startswith('_')]: setattr(Fatal, _name, _counted(_name))
 
-# %% ../../nbs/50_train/70_certify.ipynb #23d10533
+# %% ../../nbs/50_train/70_certify.ipynb #50dd9d96
 def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> None:
     "One life of a run, to its end or to the n-th operation of the disk"
     die_with_parent()
@@ -132,14 +132,16 @@ def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> N
     for fd in (1, 2): os.dup2(log, fd)
     fatal = Fatal(at)
     if at >= 0: disk.now = fatal
-    if plant: getattr(import_module(plant.partition(':')[0]), plant.partition(':')[2])()
+    if plant:
+        module, function, *words = plant.split(':')
+        getattr(import_module(module), function)(*words)
     try: phase = fit(Run(path), None, 0, [Witness(Path(file), fatal.arm)], worker=True, allow=allow).phase
     except BaseException as e:
         traceback.print_exc()
         sys.exit(exit_code(e))
     sys.exit(0 if phase == 'finished' else 75)
 
-# %% ../../nbs/50_train/70_certify.ipynb #72b75883
+# %% ../../nbs/50_train/70_certify.ipynb #971f813f
 class Killer:
     "Lives and deaths of one experiment"
     life: Callable[..., tuple[int, bool]]
@@ -149,7 +151,8 @@ class Killer:
         self.exp, self.root, self.rng, self.plant, self.allow = exp, root, random.Random(seed), plant, tuple(allow)
         self.kills, self.lost, self.span = dict(instant=0, operation=0, worker=0, stop=0), [], 0.   # type: ignore[var-annotated]
         self.ctx: Any = mp.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
-        if sys.platform != 'win32': self.ctx.set_forkserver_preload(['rlnb.train.certify', 'rlnb.agents.ppo_rnn', 'rlnb.agents.ppo', 'rlnb.agents.a2c'])
+        pages = [f'rlnb.agents.{p}' for p in ('a2c', 'ppo', 'ppo_rnn')]
+        if sys.platform != 'win32': self.ctx.set_forkserver_preload(['rlnb.train.certify', *pages])
 
     @property
     def count(self) -> int:
@@ -170,7 +173,7 @@ def _step(run: Run) -> int:
     rows, _ = read_jsonl(run.path/'perf.jsonl')
     return int(rows[-1]['step']) if rows else 0
 
-# %% ../../nbs/50_train/70_certify.ipynb #9fd240d6
+# %% ../../nbs/50_train/70_certify.ipynb #3bb45fba
 @patch
 def life(self: Killer, run: Run, how: str = '', delay: float = 0., at: int = -1) -> tuple[int, bool]:
     "Let a run live until it ends or is killed: its exit code, and whether a kill counts"
@@ -205,7 +208,7 @@ def _begin(p: Any) -> None:
         for k in thread_env(1).keys() - before.keys(): del os.environ[k]
         os.environ.update(before)
 
-# %% ../../nbs/50_train/70_certify.ipynb #e348521d
+# %% ../../nbs/50_train/70_certify.ipynb #a46f67c6
 @patch
 def run(self: Killer, name: str, kills: int = 0) -> Run:
     "A run to its end, killed up to so many times on its way"
@@ -222,7 +225,7 @@ def run(self: Killer, name: str, kills: int = 0) -> Run:
             point = resume_point(run.path)
             self.lost.append(_step(run) - (point[1]['step'] if point else 0))
 
-# %% ../../nbs/50_train/70_certify.ipynb #37260cc2
+# %% ../../nbs/50_train/70_certify.ipynb #7cb04a33
 def _tour(run: Run) -> dict[str, str]:
     "What the last life saw, if it did"
     f = run.path.with_name(f'{run.name}.tour')
@@ -240,7 +243,7 @@ def differences(a: Run, b: Run) -> list[str]:
     if (seen := _tour(a)) and (other := _tour(b)): x, y = x | seen, y | other
     return sorted(k for k in x.keys() | y.keys() if x.get(k) != y.get(k))
 
-# %% ../../nbs/50_train/70_certify.ipynb #18206633
+# %% ../../nbs/50_train/70_certify.ipynb #cc81d541
 def _asked(agent: str, env: str, steps: int | None, seed: int, settings: dict[str, Any]) -> Any:
     "The experiment: forty rollouts where no steps are told, fifteen checkpoints where no interval is"
     exp = asked(agent, env, steps, seed=seed, **settings)
@@ -250,7 +253,7 @@ def _asked(agent: str, env: str, steps: int | None, seed: int, settings: dict[st
 def certify(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', kills: int = 20, steps: int | None = None, seed: int = 0,
             num_envs: int | None = None,
             root: str | Path = '',             # where the runs are made and stay; '' a temporary place
-            plant: str = '',                   # 'module:function', called at the beginning of every life
+            plant: str = '',                   # 'module:function' or 'module:function:word', called at the beginning of every life
             allow: Iterable[str] = (), told: Callable[[str], None] | None = None, **settings: Any) -> dict[str, Any]:
     "Kill runs of an experiment, let them go on, and compare each with one that nobody killed"
     then, more = time.monotonic(), settings | ({} if num_envs is None else dict(num_envs=num_envs))
@@ -266,7 +269,7 @@ def certify(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', kills: int = 20, 
                     runs=runs, how=dict(k.kills), lost_steps=sum(k.lost), lost_most=max(k.lost, default=0), differences=odd,
                     compared=len(_left(whole)) + len(_tour(whole)), seconds=round(time.monotonic() - then, 1))
 
-# %% ../../nbs/50_train/70_certify.ipynb #7579e96f
+# %% ../../nbs/50_train/70_certify.ipynb #1273b399
 def report(found: dict[str, Any]) -> str:
     "A certificate for people"
     how = ', '.join(f'{n} {k}' for k, n in found['how'].items() if n)
