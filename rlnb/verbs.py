@@ -27,21 +27,21 @@ class Verb:
     name: str
     help: str                                           # one sentence, imperative
     run: Callable[[argparse.Namespace], dict[str, Any]]   # what happens; the dictionary is what --json prints
-    args: tuple[tuple[tuple[str, ...], dict], ...] = ()   # flags and their options, as argparse wants them
+    args: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()   # flags and their options, as argparse wants them
 
     @property
     def usage(self) -> str:
         "How it is typed"
-        def word(flags: tuple[str, ...], kw: dict) -> str:
+        def word(flags: tuple[str, ...], kw: dict[str, Any]) -> str:
             if not flags[0].startswith('-'): return '|'.join(kw['choices']) if 'choices' in kw else flags[0].upper()
             return f"[{flags[0]}{'' if 'action' in kw else ' ' + str(kw.get('metavar', flags[0].lstrip('-').upper()))}]"
         return ' '.join(['rlnb', self.name, *(word(f, k) for f, k in self.args), '[--json]'])
 
 VERBS: dict[str, Verb] = {}
 
-def command(help: str, *args: tuple[tuple[str, ...], dict]) -> Callable[[Callable], Callable]:
+def command(help: str, *args: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     "Put a function into the table of verbs, under its own name"
-    def add(f: Callable[[argparse.Namespace], dict[str, Any]]) -> Callable:
+    def add(f: Callable[[argparse.Namespace], dict[str, Any]]) -> Callable[..., Any]:
         name = f.__name__.strip('_').replace('_', '-')
         VERBS[name] = Verb(name, help, f, args)
         return f

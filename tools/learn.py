@@ -83,7 +83,8 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     from rlnb.train.experiment import Experiment, build
     from rlnb.train.session import fit, folder_for, unfinished
 
-    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed, 'eval_every': c.steps//4, 'eval_episodes': 20})
+    looks = {'eval_every': c.steps//4, 'eval_episodes': 20}
+    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed, **looks})
     then, name = time.perf_counter(), f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}'
     build(exp).env.close()               # a world whose package is missing says so before there is a folder
     run = fit(unfinished(exp, RUNS, name) or folder_for(exp, RUNS, name))

@@ -39,7 +39,7 @@ class MockCache(TensorEnv):
         return Batch(phase=phase, did=0*phase, h=0*self.draw(n), noise=self.draw(52, n))
     def observe(self, s: Batch) -> Array:
         return self.xp.concatenate((self.code.T[s.phase] + 1.8*(s.noise.T - .5), self.eye[s.did], s.h[:, None]), -1)
-    def dynamics(self, s: Batch, act: Array) -> tuple:
+    def dynamics(self, s: Batch, act: Array) -> tuple[Any, ...]:
         n, h = self.num_envs, s.h + self.eta*(self.fit[act, s.phase] - s.h)
         u = self.draw(2, n)
         phase = self.xp.where(u[0] < self.task['change'], self.xp.asarray(u[1]*7, dtype=self.xp.int64) % 7, s.phase)
@@ -64,8 +64,8 @@ class Cache(TensorEnv):
     obs_space, act_space, max_steps = spaces.Box(0, 1, (60,), np.float32), spaces.Discrete(7), 100
     tasks = dict(shift=.04, loop=.9, drift=.5)
     start: Callable[..., Batch]
-    dynamics: Callable[..., tuple]
-    serve: Callable[..., tuple]
+    dynamics: Callable[..., tuple[Any, ...]]
+    serve: Callable[..., tuple[Any, ...]]
     sight: Callable[..., Array]
 
     def __init__(self, num_envs: int = 1, device: str = 'cpu', namespace: str = 'auto', max_steps: int | None = None, **task: float):
@@ -81,7 +81,7 @@ class Cache(TensorEnv):
         "Numbers in [0, 1) → integers below n"
         return self.xp.asarray(u*n, dtype=self.xp.int64) % n
 
-    def stream(self, s: Batch) -> tuple[Array, dict]:
+    def stream(self, s: Batch) -> tuple[Array, dict[str, Any]]:
         "The items asked for in this step, (20, N), and where the stream then stands"
         xp, n, task = self.xp, self.num_envs, self.task
         u, coin, fresh = self.draw(_ASKED, n), self.draw(_ASKED, n), self.draw(3, n)
@@ -130,7 +130,7 @@ def start(self: Cache, n: int, rows: Any) -> Batch:
 
 # %% ../../nbs/10_envs/35_cache.ipynb #c811d731
 @patch
-def dynamics(self: Cache, s: Batch, act: Array) -> tuple:
+def dynamics(self: Cache, s: Batch, act: Array) -> tuple[Any, ...]:
     "Serve 20 requests under the chosen rules"
     xp, (asked, where) = self.xp, self.stream(s)
     luck = self.whole(self.draw(_ASKED, self.num_envs), _SLOTS)

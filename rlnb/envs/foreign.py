@@ -125,12 +125,12 @@ class EnvPool(VectorEnv):
         self.single_observation_space, self.single_action_space = self.pool.observation_space, self.pool.action_space
         self.max_episode_steps = int(self.pool.config['max_episode_steps'])
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict | None = None) -> tuple:
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, ...]:
         "Begin all episodes anew; with a seed, in a new pool"
         one = seed[0] if isinstance(seed, list) else seed
         if one is not None: self.pool = self._make(one % 2**31)
         return self.pool.reset()
-    def step(self, actions: Any) -> tuple:
+    def step(self, actions: Any) -> tuple[Any, ...]:
         "Advance; a row that ended is reset in the step after"
         return self.pool.step(actions)
     def close_extras(self, **kw: Any) -> None: self.pool.close()

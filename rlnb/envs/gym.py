@@ -59,7 +59,7 @@ def _from_id(name: str, vector: bool, max_steps: int | None, kw: dict[str, Any],
     except (gym.error.Error, TypeError) as e: raise BadInput('env', f'{name}: {one_line(e)}') from e
 
 # %% ../../nbs/10_envs/60_gym.ipynb #62830f02
-def _guests(name: str, max_steps: int | None, kw: dict, rows: int, again: Callable[[int], VecEnv]) -> VecEnv:
+def _guests(name: str, max_steps: int | None, kw: dict[str, Any], rows: int, again: Callable[[int], VecEnv]) -> VecEnv:
     "Rows of a world that is not in Gymnasium's table"
     house, name = name.split('/', 1)
     try:

@@ -32,7 +32,7 @@ class Team(VecEnv):
     "Parallel worlds of PettingZoo; each agent is a row"
     step: Callable[..., Step]
     reset: Callable[..., Any]
-    state_dict: Callable[..., dict]
+    state_dict: Callable[..., dict[str, Any]]
     load_state_dict: Callable[..., None]
     _keep: Callable[..., None]
 
@@ -97,11 +97,11 @@ def step(self: Team, act: Array) -> Step:
 
 # %% ../../nbs/10_envs/56_team.ipynb #8e2fd0eb
 @patch
-def state_dict(self: Team) -> dict:
+def state_dict(self: Team) -> dict[str, Any]:
     "Nothing moves that could be put back"
     return {}
 
 @patch
-def load_state_dict(self: Team, d: dict) -> None:
+def load_state_dict(self: Team, d: dict[str, Any]) -> None:
     "Begin anew"
     self.reset()

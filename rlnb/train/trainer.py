@@ -58,7 +58,9 @@ class Trainer:
 @patch
 def one_iter(self: Trainer) -> None:
     "One turn of the loop, or what is left of one that was cut short"
-    if not self.open: self.begun, self.open = self.step, True
+    if not self.open:
+        self.begun, self.open = self.step, True
+        self.buffer.begin()
     p = min(self.begun/self.horizon, 1.) if self.horizon else 0.
     self.episodes += self.collector.collect(self.agent, self.buffer, self.agent.collect_steps, p)
     self.step = self.collector.steps
@@ -93,11 +95,11 @@ def fit(self: Trainer, steps: int) -> Trainer:
 
 # %% ../../nbs/50_train/30_trainer.ipynb #50c69173
 @patch
-def state_dict(self: Trainer) -> dict:
-    "Everything that moves"
+def state_dict(self: Trainer, rows: bool = True) -> dict:
+    "Everything that moves; rows=False leaves out those of a memory that keeps them on a tape"
     return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open, ended=self.ended, rng=rng_state(),
                 episodes=[dict(e) for e in self.episodes if self.open], agent=self.agent.train_state(), collector=self.collector.state_dict(),
-                buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
+                buffer=self.buffer.state_dict(rows), cbs=self.cbs.state_dict())
 
 @patch
 def load_state_dict(self: Trainer, d: dict) -> None:
