@@ -56,7 +56,7 @@ def other(x):
     if isinstance(x, (int, float)): return x + 1
     if isinstance(x, str): return str(int(x) ^ 2) if x.isdecimal() else x
     if isinstance(x, list): return [] if x else x
-    return ~x if getattr(x, 'dtype', None) == bool else x if x is None else np.asarray(x) + np.ones_like(x)
+    return ~x if getattr(getattr(x, 'dtype', None), 'kind', '') == 'b' else x if x is None else np.asarray(x) + np.ones_like(x)
 
 
 def forget(path: str) -> None:

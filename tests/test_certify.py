@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import rough
 
 from rlnb.runs.ckpt import load_state
 from rlnb.runs.keep import resume_point
