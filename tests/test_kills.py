@@ -1,0 +1,43 @@
+"""Sixty kills: agents, worlds, tiers and callbacks, each killed at instants and disk operations, and equal to a run in peace.
+The long sweep is `python tools/kills.py`, which writes results/kills.json."""
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from rlnb.train.certify import certify
+
+sys.path.insert(0, str(Path(__file__).parent))
+SMALL = dict(n_steps=16, minibatch=32, epochs=2, num_envs=4, presets=False)
+A2C = dict(agent='a2c', n_steps=8, num_envs=4, presets=False)
+ALL = dict(norm_obs=True, norm_reward=True, lr='linear(0.003, 0.0001)', eval_every=256, eval_episodes=4, adapt='kl')
+CASES = {                                            # kills, settings
+    'ppo': (10, SMALL | dict(agent='ppo', steps=2_600)),
+    'ppo, with everything': (14, SMALL | ALL | dict(agent='ppo', steps=2_600, plant='rough:set_at:640')),
+    'ppo, a memory': (8, dict(agent='ppo_rnn', n_steps=16, epochs=1, num_envs=4, steps=1_600, presets=False)),
+    'a2c': (10, A2C | dict(steps=1_600)),
+    'a2c, gymnasium': (8, A2C | dict(env='CartPole-v1', steps=1_600)),
+    'ppo, sealed': (10, SMALL | dict(agent='ppo', env='rough:sealed', allow=['rough'], steps=1_600, norm_obs=True)),
+}
+TIER = {'ppo, sealed': 'boundary'}
+
+
+@pytest.fixture
+def quick():
+    with tempfile.TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None) as d: yield Path(d)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='each life would begin with importing torch')
+@pytest.mark.parametrize('case', CASES)
+def test_kills(case, quick, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])]))     # for workers
+    kills, words = CASES[case]
+    found = certify(kills=kills, root=quick, **words)
+    print({k: found[k] for k in ('kills', 'survived', 'runs', 'how', 'tier', 'lost_steps', 'compared', 'seconds')})
+    assert found['identical'] and found['survived'] == kills, found['differences'][:8]
+    assert found['tier'] == TIER.get(case, 'exact') and found['compared'] > 300
+
+
+def test_there_are_sixty(): assert sum(n for n, _ in CASES.values()) == 60
