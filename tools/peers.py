@@ -239,7 +239,8 @@ def compare(paths, rounds, scale, say):
             same = abs(a - b) < .03*a                          # per step: a reset row of ours is none
             sps, peer_sps = (median(x['steps']/x['cpu'] for x in side) for side in (ours, xs))
             out.append(dict(row=name, peer=k, version=xs[0]['version'], sps=sps, peer_sps=peer_sps, ratio=median(ratios) if same else None,
-                            low=ratios[0], high=ratios[-1], grads=ours[0]['grads'], peer_grads=xs[0]['grads'], void='' if same else 'gradient steps differ'))
+                            low=ratios[0], high=ratios[-1], grads=ours[0]['grads'], peer_grads=xs[0]['grads'],
+                            void='' if same else 'gradient steps differ'))
     return out
 
 
