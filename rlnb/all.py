@@ -23,9 +23,10 @@ from .core.seed import env_seeds, isolated, seed_everything, stream, torch_strea
 from .envs.gym import make
 from .evaluation.evaluate import play
 from .evaluation.stats import interval
-from .runs.run import Run
-from .train.callback import Callback, CancelFit
+from .runs.run import Run, find, runs
+from .train.callback import Callback, CancelFit, Enough
 from .train.experiment import Experiment, build
+from .train.launch import launch
 from .train.session import fit, load, train
 from .train.trainer import Trainer
 

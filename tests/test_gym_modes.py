@@ -2,6 +2,7 @@
 import warnings
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +16,7 @@ from rlnb.envs.base import check_env
 from rlnb.envs.foreign import FourTuple, Legacy
 from rlnb.envs.gym import make
 from rlnb.envs.loop import Loop
+from rlnb.envs.team import Team
 from rlnb.envs.vector import GymVec
 
 warnings.filterwarnings('ignore', module='gymnasium')
@@ -113,6 +115,85 @@ def test_old_interface_gives_the_same_transitions():
     assert transitions(Loop([partial(lambda i: Legacy(FourTuple(Clock(i))), i) for i in range(4)])) == truth()
 
 
+class DmClock:
+    "The clock with DeepMind's interface, whose discount says which end it was; both at once is a termination"
+    def __init__(self, row):
+        self.clock = Clock(row)
+        self.clock.reset(seed=0)
+        self.clock.episode = -1
+
+    def observation_spec(self): return SimpleNamespace(shape=(3,), dtype=np.dtype(float), minimum=0., maximum=999.)
+    def action_spec(self): return SimpleNamespace(num_values=2)
+    def _say(self, obs, reward=None, discount=None, last=False): return SimpleNamespace(observation=obs, reward=reward, discount=discount, last=lambda: last)
+    def reset(self): return self._say(self.clock.reset()[0])
+    def step(self, action):
+        obs, reward, term, trunc, _ = self.clock.step(action)
+        return self._say(obs, reward, 0. if term else 1., term or trunc)
+
+
+class TeamClock:
+    "Clocks as the agents of one PettingZoo world; who is out waits for the others"
+    def __init__(self, rows): self.possible_agents, self.clocks = [f'clock {i}' for i in rows], {f'clock {i}': Clock(i) for i in rows}
+    def observation_space(self, who): return self.clocks[who].observation_space
+    def action_space(self, who): return self.clocks[who].action_space
+    def close(self): pass
+    def reset(self, seed=None, options=None):
+        self.agents = list(self.possible_agents)
+        return {who: c.reset(seed=seed)[0] for who, c in self.clocks.items()}, {who: {} for who in self.agents}
+
+    def step(self, acts):
+        assert sorted(acts) == sorted(self.agents)
+        out = {who: self.clocks[who].step(a) for who, a in acts.items()}
+        self.agents = [who for who in self.agents if not out[who][2] and not out[who][3]]
+        return tuple({who: x[k] for who, x in out.items()} for k in range(5))
+
+
+def bare(c):
+    "Transitions without what these interfaces can not tell"
+    out = Counter()
+    for (obs, reward, after, term, trunc, *_), n in c.items(): out[obs, reward, after, term, trunc] += n
+    return out
+
+
+def seen(env, n=90):
+    "What a learner would take, of any world"
+    out, obs = Counter(), env.reset(0)
+    for _ in range(n):
+        before = [flat(obs, i) for i in range(env.num_envs)]
+        st = env.step(np.zeros(env.num_envs, int))
+        for i in np.flatnonzero(st.extras.get('valid', np.ones(env.num_envs, bool))):
+            out[before[i], float(st.reward[i]), flat(st.next_obs, i), bool(st.terminated[i]), bool(st.truncated[i])] += 1
+        obs = st.obs
+    return Counter({k: v for k, v in out.items() if k[0][1] < 6})
+
+
+def test_deepminds_interface_gives_the_same_transitions():
+    made = make(lambda: DmClock(2), 3)
+    assert seen(made) == Counter({k: 3*v for k, v in bare(truth()).items() if k[0][0] == 2})
+
+
+@pytest.mark.parametrize('teams', [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]]], ids=['alone', 'pairs', 'all together'])
+def test_pettingzoo_gives_the_same_transitions(teams):
+    assert seen(Team([partial(TeamClock, rows) for rows in teams])) == bare(truth())
+
+
+def test_pettingzoo_by_the_one_door():
+    assert seen(make(partial(TeamClock, [0, 1, 2, 3]), 4)) == bare(truth())
+    with pytest.raises(BadInput, match='a multiple of 4'): make(partial(TeamClock, [0, 1, 2, 3]), 6)
+
+
+class WaitingCounts(Team):
+    def step(self, act): st = super().step(act); return st._replace(extras=Batch(valid=np.ones(self.num_envs, bool)))
+
+
+class OutIsCut(Team):
+    def step(self, act): st = super().step(act); return st._replace(terminated=st.done & False, truncated=st.done)
+
+
+@pytest.mark.parametrize('bug', [WaitingCounts, OutIsCut])
+def test_planted_bug_in_a_team_is_seen(bug): assert seen(bug([partial(TeamClock, [0, 1]), partial(TeamClock, [2, 3])])) != bare(truth())
+
+
 class TruncationTerminates(GymVec):
     def step(self, act): st = super().step(act); return st._replace(terminated=st.done, truncated=st.done & False)
 
@@ -186,7 +267,7 @@ def test_a_text_imports_nothing_unasked(spec):
 
 
 @pytest.mark.parametrize('name, module, extra', [('HalfCheetah-v5', 'mujoco', 'mujoco'), ('LunarLander-v3', 'Box2D', 'box2d'), ('ALE/Pong-v5', 'ale_py', 'atari'),
-                                                 ('FetchReach-v4', 'gymnasium_robotics', 'robotics'), ('pettingzoo/mpe', 'pettingzoo', 'marl')])
+                                                 ('FetchReach-v4', 'gymnasium_robotics', 'robotics'), ('pettingzoo/sisl/pursuit-v5', 'pettingzoo', 'marl'), ('envpool/CartPole-v1', 'envpool', 'envpool')])
 def test_a_missing_extra_is_one_line(name, module, extra, monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, module, None)                       # as if it were not installed
@@ -196,8 +277,44 @@ def test_a_missing_extra_is_one_line(name, module, extra, monkeypatch):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('name, module', [('HalfCheetah-v5', 'mujoco'), ('LunarLander-v3', 'Box2D')])
-def test_one_line_each(name, module):
+@pytest.mark.parametrize('name, module, rows', [('HalfCheetah-v5', 'mujoco', 2), ('LunarLander-v3', 'Box2D', 2), ('ALE/Pong-v5', 'ale_py', 2), ('FetchReach-v4', 'gymnasium_robotics', 2),
+                                                ('envpool/CartPole-v1', 'envpool', 3), ('envpool/Pendulum-v1', 'envpool', 9), ('pettingzoo/classic/rps-v2', 'pettingzoo', 4)])
+def test_one_line_each(name, module, rows):
     pytest.importorskip(module)
-    env = make(name, 2)
-    assert check_env(env, steps=60, snapshot=env.tier == 'exact')['steps'] == 120
+    env = make(name, rows)
+    exact = not name.startswith('ALE/') and env.tier == 'exact'        # asking it takes whole episodes, and those of Atari are long
+    assert check_env(env, steps=60, snapshot=exact)['steps'] == 60*rows
+    env.close()
+
+
+def test_a_pettingzoo_world_that_is_not_there():
+    pytest.importorskip('pettingzoo')
+    with pytest.raises(BadInput, match='sisl/nothing-v1') as e: make('pettingzoo/sisl/nothing-v1', 2)
+    assert '\n' not in str(e.value)
+    with pytest.raises(BadInput, match='a multiple of 2'): make('pettingzoo/classic/rps-v2', 3)
+
+
+def test_envpool_steps_gymnasiums_cartpole():
+    "The same physics: from the same state the same successor, to float32; ends are ends, a reset row is none"
+    pytest.importorskip('envpool')
+    env, inner = make('envpool/CartPole-v1', 4), gym.make('CartPole-v1').unwrapped
+    obs, n = env.reset(3), 0
+    inner.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        act = rng.integers(2, size=4)
+        st = env.step(act)
+        for i in np.flatnonzero(st.extras.valid):
+            inner.state, inner.steps_beyond_terminated = obs[i].astype(float), None
+            after, reward, over, _, _ = inner.step(int(act[i]))
+            assert np.allclose(after, st.next_obs[i], atol=1e-5) and reward == st.reward[i] and over == st.terminated[i]
+            n += 1
+        obs = st.obs
+    assert n < 4*120 and env.tier == 'boundary'
+    again = make('envpool/CartPole-v1', 4)
+    assert (again.reset(3) == env.reset(3)).all() and (again.reset(4) != env.reset(3)).any()
+
+
+def test_atari_looks_the_same_for_any_number_of_rows():
+    pytest.importorskip('ale_py')
+    assert make('ALE/Pong-v5', 2).obs_space == make('ALE/Pong-v5', 9).obs_space

@@ -157,7 +157,7 @@ AT_LOAD = CLOCKS | {
     't.agent.*.views*': 'act_fn: made at the first call',
     't.buffer.np.*': 'rows not yet written hold the last rollout (those written are compared in the state)',
     't.buffer.data.*': 'the same memory',
-    't.buffer.rows.*': 'the same memory',
+    't.buffer.slots.*': 'the same memory',
     't.buffer.seen*': 'the same memory',
     't.cbs.cbs.*.log*': 'opened by before_fit',
     't.cbs.cbs.*.was*': 'set by before_fit',

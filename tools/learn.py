@@ -1,11 +1,11 @@
 """Does it learn? A grid of agents, worlds and seeds, to be run again until nothing is missing: `python tools/learn.py --minutes 40`
 
 A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of what the agent's page and its
-family's pages export, and of its preset: a slice does what is not there yet for the present one. Seeds were chosen beforehand, and all are
-shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best checkpoint, the best of four by 20
-other episodes."""
+family's pages export (as Python understands it: line breaks and comments do not count), and of its settings: a slice does what is not there yet.
+Seeds were chosen beforehand, and all are shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best
+checkpoint, the best of four by 20 other episodes."""
 import argparse
-import copy
+import ast
 import hashlib
 import json
 import os
@@ -29,6 +29,7 @@ class Cell(NamedTuple):
     what: str = 'final'                  # or best: the best checkpoint
     judge: str = 'mean'                  # over seeds; each: every seed; low: the lower end of the mean's interval
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    settings: dict | None = None         # None: those of the preset
 
 
 CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
@@ -37,17 +38,33 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'Pendulum-v1', 100_000, -200),
          Cell('ppo', 'rlnb/MockCache-v0', 100_000, .9*96),                 # of the optimum
          Cell('ppo', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),  # the best static policy: TinyLFU
+         Cell('ppo_rnn', 'rlnb/BlindCartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
          Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2))]
-FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c')}
+FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c'),
+          'ppo_rnn': ('00_base', '05_actor_critic', '25_ppo_rnn')}
+
+
+def meaning(source: str) -> str:
+    "Code without what does not count: line breaks, comments and docstrings"
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, 'body', None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant): body[0].value.value = ''
+    return ast.dump(tree)
+
+
+def settings(c: Cell) -> dict:
+    "What differs from the defaults: the preset, or the cell's own"
+    from rlnb.train.presets import preset
+    return c.settings or preset(c.agent, c.world)
 
 
 def version(c: Cell) -> str:
     "Of what is measured: the exported code of the pages, and the settings"
-    from rlnb.train.presets import preset
-    code = [src for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
-    return hashlib.sha256('\n'.join([*code, json.dumps(preset(c.agent, c.world))]).encode()).hexdigest()[:12]
+    code = [meaning(src) for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
+    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True)]).encode()).hexdigest()[:12]
 
 
 def done() -> dict[tuple, dict]:
@@ -58,42 +75,30 @@ def done() -> dict[tuple, dict]:
 
 
 def measure(c: Cell, seed: int, ver: str) -> dict:
-    "Train one cell"
+    "Train one cell, looked at after each quarter; a slice that was cut off goes on here"
     from rlnb.core.seed import seed_of
     from rlnb.envs.gym import make
-    from rlnb.runs.run import create
-    from rlnb.train.callback import Callback
     from rlnb.evaluation.evaluate import play
     from rlnb.evaluation.stats import interval
-    from rlnb.train.experiment import Experiment, build, facts, fit
-    from rlnb.train.presets import preset
+    from rlnb.train.experiment import Experiment, build
+    from rlnb.train.session import fit, folder_for, unfinished
 
-    class Best(Callback):
-        "Plays at each quarter of the run; keeps the best agent"
-        score, step, state, at = -float('inf'), 0, None, 0
-        def after_learn(self, t) -> None:
-            if 4*t.step < (self.at + 1)*c.steps: return
-            self.at = 4*t.step//c.steps
-            score = play(t.agent, make(c.world, 20), 20, seed_of(seed, 'choose')).mean()
-            if score > self.score: self.score, self.step, self.state = score, t.step, copy.deepcopy(t.agent.train_state())
-
-    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **preset(c.agent, c.world), 'steps': c.steps, 'seed': seed})
-    then, best = time.perf_counter(), Best()
+    looks = {'eval_every': c.steps//4, 'eval_episodes': 20}
+    exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed, **looks})
+    then, name = time.perf_counter(), f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}'
     build(exp).env.close()               # a world whose package is missing says so before there is a folder
-    run = fit(exp, create(RUNS, f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}', facts(exp)), 100, [best])
-    agent = build(exp).agent
-    agent.load_train_state(best.state)
-    scores = play(agent, make(c.world, 20), 100, seed_of(seed, 'play'))
+    run = fit(unfinished(exp, RUNS, name) or folder_for(exp, RUNS, name))
+    scores = play(run.load('best'), make(c.world, 20), 100, seed_of(seed, 'play'))
     low, high = interval(scores)
     part = {k: round(v, 2) for k, v in run.result['return'].items() if k in ('mean', 'low', 'high')}
     return dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, seconds=round(time.perf_counter() - then),
-                best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=best.step))
+                best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=int(run.at('best').name)))
 
 
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
     from rlnb.evaluation.stats import interval
-    lines, well, there = [f'{"agent":<6}{"world":<20}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
+    lines, well, there = [f'{"agent":<9}{"world":<22}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
         rows = [have.get((c.agent, c.world, c.steps, s, version(c))) for s in c.seeds]
         xs = [r[c.what]['mean'] for r in rows if r]
@@ -106,7 +111,7 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
         over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
         how = {'each': ' every seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
-        lines.append(f'{c.agent:<6}{c.world:<20}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
+        lines.append(f'{c.agent:<9}{c.world:<22}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
 

@@ -99,7 +99,7 @@ class ActorCritic(Agent):
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
         with isolated(seed_of(seed, 'init')):
-            self.pi = Policy(body(obs_space, n_logits(act_space), self.cfg, .01), act_space)
+            self.pi = Policy(body(obs_space, n_logits(act_space), self.cfg, .01), act_space, getattr(self.cfg, 'log_std', 0.))
             self.v = body(obs_space, 1, self.cfg)
         self.opts['all'] = Flat(self)
         if self.cfg.norm_obs:
@@ -131,7 +131,7 @@ def see(self: ActorCritic, obs: Any) -> Any:
 def act(self: ActorCritic, obs: Any, explore: bool = True, progress: float = 0.) -> Batch:
     "An action each: drawn, or the likeliest"
     x, kind = self.see(obs), self.pi.kind
-    if kind not in ('Discrete', 'Box') or (isinstance(x, dict) and 'action_mask' in x): return self._act_torch(x, explore)
+    if kind not in ('Discrete', 'Box') or isinstance(x, dict): return self._act_torch(x, explore)
     out = self.logits(x)
     if not explore: return Batch(act=out.argmax(-1) if kind == 'Discrete' else out)
     if kind == 'Discrete': a, logp = heads.sample_categorical(out, self.rng)

@@ -41,6 +41,7 @@ class PPOConfig(Config):
     target_kl: float = param(0., 'End the epochs when the policy moved further than 1.5 times this; 0: never', lo=0.)
     hidden: tuple[int, ...] = param((64, 64), 'Widths of both networks')
     activation: str = param('tanh', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
+    log_std: float = param(0., 'Logarithm of the first deviation of continuous actions', lo=-5., hi=2.)
     norm_obs: bool = param(False, 'Normalise observations by running statistics')
     norm_reward: bool = param(False, 'Scale rewards by the deviation of the discounted return')
     compile: bool = param(False, 'One compiled graph a gradient step')

@@ -67,12 +67,12 @@ def collect(self: Collector, agent: Any, buffer: Buffer, n: int, progress: float
             if st.next_obs is not st.obs: buffer.end(buffer.t, rows, st.next_obs)
             episodes += self._ended(rows, st.extras)
         if memory: self._forget(done, st.extras)
-        buffer.t += 1
+        buffer.advance()
         e = perf_counter()
         clock['act'] += b - a; clock['env'] += d - c; clock['book'] += c - b + e - d; a = e
     self.obs = obs
     self.halted = buffer.t < n
-    if buffer.ready: buffer.close(obs)
+    if not self.halted: buffer.close(obs)
     return episodes
 
 # %% ../../nbs/20_buffers/50_collect.ipynb #e594b75a

@@ -21,27 +21,42 @@ class Buffer:
     "What collector and trainer know of any memory"
     device: str = 'cpu'
     data: Batch
-    t: int               # the row that is written next
+    t: int               # the row of this turn that is written next
+    written: int = 0     # vector rows ever written: the absolute number of the next one (a memory that lives for one update counts none)
 
     @property
     def ready(self) -> bool:
         "May the agent learn from it?"
         raise NotImplementedError
+    @property
+    def kept(self) -> int:
+        "Absolute number of the oldest row that is still here"
+        return 0
+    def begin(self) -> None:
+        "A new turn of the loop"
     def slot(self, t: int) -> dict[str, Any]:
         "Where row t is written, in place"
         raise NotImplementedError
     def end(self, t: int, rows: Array, next_obs: Any) -> None:
         "Keep the true successors of rows whose episode ended at t"
+    def advance(self) -> None:
+        "The row is whole"
+        self.t += 1
     def close(self, obs: Any) -> None:
-        "The observation after the last step"
+        "The observation after the last step of a turn"
     def cut(self, obs: Any) -> None:
-        "End every running episode here, without an end of the world"
-    def state_dict(self) -> dict:
-        "What it holds now"
+        "End every running episode at the last row, as a time limit would; obs are their true successors"
+    def state_dict(self, rows: bool = True) -> dict:
+        "What it holds now; rows=False leaves out what `rows(kept, written)` gives"
         raise NotImplementedError
     def load_state_dict(self, d: dict) -> None:
         "Hold that again"
         raise NotImplementedError
+    def rows(self, a: int, b: int) -> dict[str, np.ndarray]:
+        "Copies of rows a … b−1 by flat name, each (b−a, …); true successors included"
+        return {}
+    def put(self, a: int, rows: dict[str, np.ndarray]) -> None:
+        "Fill rows a … in again, after a load without rows; those older than `kept` are passed over"
 
 # %% ../../nbs/20_buffers/10_rollout.ipynb #6897a400
 def row_spec(space: spaces.Space) -> Any:
@@ -88,7 +103,7 @@ class Rollout(Buffer):
         self.np = Batch(obs=self._first(n_steps), **alloc(spec, n_steps, env.num_envs, device=device))
         self.np.valid[...] = True
         self.data = tensors(self.np)
-        self.rows = [self.np.at(t) for t in range(n_steps)]
+        self.slots = [self.np.at(t) for t in range(n_steps)]
         self.ends: list[tuple[int, Array, Any]] = []
 
     def _first(self, n: int) -> Any: return self.seen.at(slice(n)) if isinstance(self.seen, Batch) else self.seen[:n]
@@ -98,7 +113,7 @@ class Rollout(Buffer):
         return self.t == self.n_steps
     def slot(self, t: int) -> dict[str, Any]:
         "Views of row t"
-        return self.rows[t]
+        return self.slots[t]
     def clear(self) -> None:
         "Begin again at the first row"
         self.t, self.ends = 0, []
@@ -171,7 +186,7 @@ def _piece(x: Batch, i: int, size: int) -> Batch:
 
 # %% ../../nbs/20_buffers/10_rollout.ipynb #b95cd590
 @patch
-def state_dict(self: Rollout) -> dict:
+def state_dict(self: Rollout, rows: bool = True) -> dict:     # rows: for memories that outlive an update
     "The rows written so far"
     if self.t == 0: return dict(t=0)
     n = slice(0, self.t)

@@ -16,17 +16,18 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from ..core.errors import BadInput, MissingExtra, did_you_mean, need, one_line, plain
+from ..core.errors import BadInput, MissingExtra, RlnbError, did_you_mean, need, one_line, plain
 from ..core.registry import load_attr
 from .base import VecEnv, worlds
-from .foreign import DmEnv, Legacy
+from .foreign import DmEnv, EnvPool, Legacy
 from .loop import Loop
 from .pool import Pool, probe
 from .spaces import Unit, acted
+from .team import Team
 from .vector import GymVec
 
 # %% ../../nbs/10_envs/60_gym.ipynb #c077937c
-_EXTRAS = (('ALE/', 'ale_py', 'atari'), ('pettingzoo/', 'pettingzoo', 'marl'),
+_EXTRAS = (('ALE/', 'ale_py', 'atari'),
            ('Fetch|Hand|Adroit|PointMaze|AntMaze|FrankaKitchen', 'gymnasium_robotics', 'robotics'))
 _PARTS = {'gymnasium.envs.mujoco': ('mujoco', 'mujoco'), 'gymnasium.envs.box2d': ('Box2D', 'box2d')}
 _OURS = 'classic', 'grid', 'goal', 'cache'
@@ -44,16 +45,41 @@ def _spec(name: str) -> Any:
 
 def _from_id(name: str, vector: bool, max_steps: int | None, kw: dict[str, Any], rows: int) -> VecEnv:
     "Rows of one id"
-    spec, again = _spec(name), partial(_from_id, name, vector, max_steps, kw)
+    again = partial(_from_id, name, vector, max_steps, kw)
+    if name.startswith(('envpool/', 'pettingzoo/')): return _guests(name, max_steps, kw, rows, again)
+    spec, atari = _spec(name), name.startswith('ALE/')      # whose vector world shows other things than the single one: always that
     lean, limit = copy.deepcopy(spec), spec.max_episode_steps or 0 if max_steps is None else max_steps
     lean.order_enforce, lean.max_episode_steps = False, None
     try:
-        if vector and rows >= 8 and spec.vector_entry_point and not spec.additional_wrappers:
+        if vector and (atari or rows >= 8) and spec.vector_entry_point and not spec.additional_wrappers:
             more: Any = kw if max_steps is None else kw | dict(max_episode_steps=max_steps)
             return GymVec(gym.make_vec(name, num_envs=rows, vectorization_mode='vector_entry_point', **more), build=lambda _: again(8))
         return Loop([partial(gym.make, lean, disable_env_checker=True, **kw)]*rows, limit, again)
     except (gym.error.DependencyNotInstalled, ImportError) as e: raise MissingExtra(f'{name}: {one_line(e)}') from e
     except (gym.error.Error, TypeError) as e: raise BadInput('env', f'{name}: {one_line(e)}') from e
+
+# %% ../../nbs/10_envs/60_gym.ipynb #62830f02
+def _guests(name: str, max_steps: int | None, kw: dict[str, Any], rows: int, again: Callable[[int], VecEnv]) -> VecEnv:
+    "Rows of a world that is not in Gymnasium's table"
+    house, name = name.split('/', 1)
+    try:
+        if house == 'envpool':
+            limit = {} if max_steps is None else dict(max_episode_steps=max_steps)
+            return GymVec(EnvPool(name, rows, **kw, **limit), build=again)
+        zoo, module = need('pettingzoo', 'marl'), f'pettingzoo.{name}'.replace('/', '.').replace('-v', '_v')
+        if not re.fullmatch(r'[a-z0-9_.]+', module): raise BadInput('env', f'{plain(name)!r}', "e.g. 'pettingzoo/sisl/pursuit-v5'")
+        if max_steps is not None: kw = kw | dict(max_cycles=max_steps)
+        f = partial(zoo.make, 'parallel', name, **kw) if hasattr(zoo, 'make') else partial(importlib.import_module(module).parallel_env, **kw)
+        return _team(f(), f, rows, again)
+    except RlnbError: raise
+    except ImportError as e: raise MissingExtra(f'{house}/{plain(name)}: {one_line(e)}') from e
+    except Exception as e: raise BadInput('env', f'{house}/{plain(name)}: {one_line(e)}') from e
+
+def _team(first: Any, f: Callable[[], Any], rows: int, again: Callable[[int], VecEnv]) -> VecEnv:
+    "Parallel worlds with so many agents in all"
+    k = len(first.possible_agents)
+    if rows % k: raise BadInput('num_envs', f'{rows}', f'a multiple of {k}, for each agent of a world is a row')
+    return Team([lambda: first] + [f]*(rows//k - 1), again)
 
 # %% ../../nbs/10_envs/60_gym.ipynb #e173a195
 def _from_factory(f: Callable[..., Any], max_steps: int | None, kw: dict[str, Any], rows: int) -> VecEnv:
@@ -62,10 +88,12 @@ def _from_factory(f: Callable[..., Any], max_steps: int | None, kw: dict[str, An
     def one() -> Any:
         env = f(**kw)
         if isinstance(env, (gym.Env, VectorEnv, VecEnv)): return env
+        if hasattr(env, 'possible_agents'): return env
         if hasattr(env, 'action_spec'): return DmEnv(env)
         if all(hasattr(env, k) for k in ('reset', 'step', 'action_space')): return Legacy(env)
         raise BadInput('env', f'{getattr(f, "__name__", f)} gave a {type(env).__name__}', 'a gymnasium.Env')
     first, again = one(), partial(_from_factory, f, max_steps, kw)
+    if not isinstance(first, (gym.Env, VectorEnv, VecEnv)): return _team(first, one, rows, again)
     if isinstance(first, gym.Env): return Loop([lambda: first] + [one]*(rows - 1), max_steps or 0, again)
     if first.num_envs != rows: raise BadInput('env', f'{first.num_envs} rows, and {rows} were asked for')
     return GymVec(first, build=again) if isinstance(first, VectorEnv) else first

@@ -51,6 +51,7 @@ def freeze(state: dict) -> Frozen:
     tree = take_apart(state, arrays)
     return Frozen(tree, {k: v.copy() for k, v in arrays.items()})
 
+# %% ../../nbs/40_runs/30_ckpt.ipynb #7c46c322
 def save_state(folder: str | Path, state: dict | Frozen,
                check: Callable[[], Any] | None = None,      # asked before the folder gets its name; raises to give up
                **facts: Any) -> str:

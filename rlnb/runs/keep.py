@@ -74,6 +74,7 @@ class Keeper:
         "Point at the best one"
         write_json(self.path/'ckpt'/'best.json', dict(step=step, score=score, **facts))
 
+# %% ../../nbs/40_runs/35_keep.ipynb #f878bc8f
 def retired(path: str | Path, keep: int) -> list[int]:
     "Steps of the checkpoints that may go: all but the last `keep` to go on from, and the best"
     steps = steps_saved(path)
@@ -89,6 +90,7 @@ def _fits(path: Path, m: dict[str, Any]) -> None:
     if size < rows['offset'] or seen.hexdigest() != rows['sha256']:
         raise Damaged(path/'metrics.jsonl', f"its first {rows['offset']} bytes are not those that checkpoint {m['step']} was written beside")
 
+# %% ../../nbs/40_runs/35_keep.ipynb #e0c057b1
 def resume_point(path: str | Path,
                  damaged: list[tuple[Path, str]] | None = None,       # gets what is passed over
                  weights: bool = False                                # of all checkpoints, not only of those to go on from

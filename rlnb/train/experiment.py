@@ -29,6 +29,7 @@ def find_agent(name: str) -> Any:
     for page in _PAGES: importlib.import_module(f'rlnb.agents.{page}')
     return agents[name]
 
+# %% ../../nbs/50_train/40_experiment.ipynb #fd43f337
 @dataclass(frozen=True)
 class Experiment(Config):
     "What is trained on what, and for how long"

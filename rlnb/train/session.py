@@ -105,6 +105,7 @@ def begin(self: Life, rescale: bool = False) -> None:
     if self.number > 1: self.told(f'{self.run.name}: going on from step {t.step:,}' + ('' if self.point else ', for there was no checkpoint yet'))
     self.events.add('start' if self.number == 1 else 'resume', t.step, life=self.number, tier=found['tier'], changed=changed, pid=os.getpid())
 
+# %% ../../nbs/50_train/50_session.ipynb #a9728e31
 @patch
 def extend(self: Life, rescale: bool) -> None:
     "Another total; schedules keep the horizon that they began with, unless told otherwise"
@@ -146,6 +147,7 @@ def _score(xs: Any, over: str) -> dict[str, Any] | None:
     low, high = interval(xs)
     return dict(mean=float(sum(xs)/len(xs)), low=low, high=high, over=over, n=len(xs))
 
+# %% ../../nbs/50_train/50_session.ipynb #885c85c2
 @patch
 def end(self: Life, episodes: int) -> None:
     "Save, judge, and say how it ended"
@@ -197,6 +199,7 @@ def deadline_of(environ: Any = os.environ) -> float:
     except ValueError: raise BadInput('RLNB_DEADLINE', repr(text)[:40], 'seconds since 1970, as `date +%s` gives them') from None
     return time.monotonic() + left - min(120., .1*left)
 
+# %% ../../nbs/50_train/50_session.ipynb #c7628d1b
 def fit(run: Run, steps: int | None = None, episodes: int = 100, cbs: Iterable[Callback] = (), rescale: bool = False,
         worker: bool = False, trainer: Trainer | None = None, **world: Any) -> Run:
     "One life of a run, from its newest checkpoint to its end; `steps` is another total"
@@ -227,6 +230,7 @@ def unfinished(exp: Experiment, root: str | Path, name: str) -> Run | None:
     run = find(slug(name), root)
     return run if run.config.get('digest') == exp.digest() and run.phase != 'finished' else None
 
+# %% ../../nbs/50_train/50_session.ipynb #d3f37bbf
 def train(agent: str = 'ppo', env: Any = 'rlnb/CartPole-v1', steps: int | None = None, root: str | Path = 'runs', name: str = '',
           episodes: int = 100, cbs: Iterable[Callback] = (), progress: bool = True, presets: bool = True, fresh: bool = False,
           allow: Iterable[str] = (), **settings: Any) -> Run:
@@ -238,6 +242,7 @@ def train(agent: str = 'ppo', env: Any = 'rlnb/CartPole-v1', steps: int | None =
     run = run or folder_for(exp, root, name)
     return fit(run, None, episodes, [*([Progress()] if progress else []), *cbs], trainer=t, **world)
 
+# %% ../../nbs/50_train/50_session.ipynb #904393b9
 def asked(agent: str, env: Any, steps: int | None = None, presets: bool = True, **settings: Any) -> Experiment:
     "The experiment that such words mean"
     known = {f.name for f in Experiment.fields()}

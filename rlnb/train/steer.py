@@ -118,6 +118,7 @@ def look(self: Control) -> bool:
             if c['what'] == 'stop': self.why = self._take(c)
     return self.why != ''
 
+# %% ../../nbs/50_train/23_steer.ipynb #c024afe1
 @patch
 def _take(self: Control, c: Mapping[str, Any]) -> str:
     self.inbox.done(dict(c))

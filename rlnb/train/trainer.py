@@ -58,7 +58,9 @@ class Trainer:
 @patch
 def one_iter(self: Trainer) -> None:
     "One turn of the loop, or what is left of one that was cut short"
-    if not self.open: self.begun, self.open = self.step, True
+    if not self.open:
+        self.begun, self.open = self.step, True
+        self.buffer.begin()
     p = min(self.begun/self.horizon, 1.) if self.horizon else 0.
     self.episodes += self.collector.collect(self.agent, self.buffer, self.agent.collect_steps, p)
     self.step = self.collector.steps
@@ -72,6 +74,7 @@ def one_iter(self: Trainer) -> None:
     self.ask('after_learn')
     self.episodes, self.told = [], {}
 
+# %% ../../nbs/50_train/30_trainer.ipynb #5976eb02
 @patch
 def fit(self: Trainer, steps: int) -> Trainer:
     "Train until `steps` environment steps in all"

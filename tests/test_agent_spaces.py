@@ -1,0 +1,68 @@
+"Every agent of this floor with every kind of observation and action: it acts and learns"
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rlnb.agents.a2c import A2C
+from rlnb.agents.ppo import PPO
+from rlnb.agents.ppo_rnn import PPORNN
+from rlnb.envs.gym import make
+from rlnb.train.trainer import Trainer
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+OBS = dict(vector=VECTOR, double=spaces.Box(-1, 1, (3,), np.float64), hwc=spaces.Box(0, 255, (20, 20, 3), np.uint8), chw=spaces.Box(0, 255, (4, 36, 36), np.uint8),
+           discrete=spaces.Discrete(5), shifted=spaces.Discrete(5, start=2), dict=spaces.Dict(image=spaces.Box(0, 255, (20, 20, 3), np.uint8), speed=VECTOR, gear=spaces.Discrete(4)),
+           goal=spaces.Dict(observation=VECTOR, desired_goal=VECTOR), nested=spaces.Dict(inner=spaces.Dict(a=VECTOR, b=VECTOR), c=VECTOR), tuple=spaces.Tuple([VECTOR, spaces.Discrete(3)]))
+ACT = dict(discrete=spaces.Discrete(4), shifted=spaces.Discrete(4, start=1), box=spaces.Box(-3, 5, (2,), np.float32), free=spaces.Box(-np.inf, np.inf, (2,), np.float32),
+           multi=spaces.MultiDiscrete([2, 3]), binary=spaces.MultiBinary(3))
+
+
+class Any(gym.Env):
+    "Shows and takes what it is told to; ends both ways"
+    def __init__(self, obs, act): self.observation_space, self.action_space = obs, act
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None: self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, a):
+        assert self.action_space.contains(a if isinstance(self.action_space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)) else np.int64(a)), a
+        self.t += 1
+        return self.observation_space.sample(), float(np.sum(a)), self.t % 9 == 7, self.t % 9 == 4 and self.t > 8, {}
+
+
+def pair(kind, obs, act):
+    obs, act = copy.deepcopy(OBS[obs]), copy.deepcopy(ACT[act])
+    cfg = dict(n_steps=8) | (dict(minibatch=16) if kind is not A2C else {}) | (dict(norm_obs=False, hidden=(8,), memory=8) if kind is PPORNN else dict(hidden=(8, 8)))
+    def trainer(seed=0):
+        env = make(lambda: Any(obs, act), 4)
+        return Trainer(kind(env.obs_space, env.act_space, kind.config.from_dict(cfg), seed), env, seed=seed, horizon=1000)
+    return trainer
+
+
+@pytest.mark.parametrize('obs, act', [(o, 'discrete') for o in OBS] + [('vector', a) for a in ACT] + [('dict', 'box'), ('chw', 'multi'), ('tuple', 'binary')])
+@pytest.mark.parametrize('kind', [PPO, A2C, PPORNN], ids=lambda k: k.__name__)
+def test_acts_and_learns(kind, obs, act):
+    t = pair(kind, obs, act)()
+    for _ in range(2): t.one_iter()
+    assert t.step == 64 and all(np.isfinite(float(v)) for v in t.metrics.values())
+    greedy = t.agent.act(t.collector.obs, False, 1., *copy.deepcopy(t.collector.memory))
+    assert set(greedy) <= {'act', 'h'} and len(greedy.act) == 4
+    assert np.isfinite(np.asarray(t.agent.value(t.collector.obs, *t.collector.memory))).all()
+
+
+@pytest.mark.parametrize('obs', ['vector', 'dict', 'discrete', 'hwc', 'nested'])
+def test_acting_and_learning_see_the_same(obs):
+    "The first ratio of an update is 1: what acting said of an action is what the loss says of it"
+    t, seen = pair(PPO, obs, 'discrete')(), []
+    class Watch(PPO):
+        def loss(self, b):
+            if not seen: seen.append(float((self.pi(b.obs).log_prob(b.act) - b.logp).detach().abs().max()))
+            return super().loss(b)
+    t.agent.__class__ = Watch
+    t.one_iter()
+    assert seen[0] < 1e-5
