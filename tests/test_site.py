@@ -89,7 +89,7 @@ def test_search_knows_the_exported_names(built):
 
 def test_names_in_prose_lead_to_their_pages(built):
     html = (built / 'api.html').read_text(encoding='utf-8')
-    assert 'href="00_core/00_errors.html#rlnb-core-errors-badinput"' in html
+    assert 'href="00_core/00_errors.html#rlnb-core-errors-badinput-class"' in html
 
 
 def test_every_setting_is_in_the_quick_reference(built):
@@ -111,6 +111,7 @@ def test_the_commands_come_from_the_table_of_verbs(monkeypatch):
 
 # ---- what is planted is seen
 GOOD = ['md # A page\n> what it is', '#| hide\n#| default_exp core.planted', '#| export\ndef twice(x):\n    "Double x"\n    return 2*x',
+        '#| export\nclass Twice:\n    "What was doubled; its name differs from the function by its case only"', 'Twice()',
         'md See `twice`: $2x$.\n\n## More\n\n[up](#more)', 'twice(2)']
 
 

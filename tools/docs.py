@@ -93,7 +93,8 @@ def filled(text: str) -> str:
 
 
 def label(module: str, name: str) -> str:
-    return f'{module}.{name}'.replace('_', '-').lower()
+    kind = '' if name == name.lower() else '-constant' if name == name.upper() else '-class'      # labels know no case: `welch` is not `Welch`
+    return f'{module}.{name}'.replace('_', '-').lower() + kind
 
 
 def title(p: Page) -> tuple[str, str]:
