@@ -17,6 +17,7 @@ from ..core.folder import quarantine, remove_dir, sweep, verify_dir
 from ..core.io import Damaged, digest, read_json, shorten, write_json
 from .ckpt import Frozen, at_step, save_state, steps_saved
 from .run import Run
+from .tape import whole
 
 # %% ../../nbs/40_runs/35_keep.ipynb #06ad4ce8
 def manifest(folder: Path) -> dict[str, Any]:
@@ -52,24 +53,24 @@ class Keeper:
     def __init__(self, path: str | Path, keep: int = 3, check: Callable[[], Any] | None = None):
         if keep < 2: raise BadInput('keep', f'{keep}', 'at least 2: the newest may be damaged')
         self.path, self.keep, self.check = Path(path), keep, check
-        self.whole: set[int] = set()                 # read back since they were written
+        self.sound: set[int] = set()                 # read back since they were written
         sweep(self.path/'ckpt')
 
     def save(self, state: dict | Frozen, step: int, kind: str, **facts: Any) -> str:
         "Write one, verify it, let go of old ones; returns its seal, '' if this step is there already"
-        if step in self.whole: return ''
+        if step in self.sound: return ''
         if at_step(self.path, step).exists():        # of a former life, damaged or not: it makes room
             if _whole(at_step(self.path, step)): return ''
             quarantine(at_step(self.path, step), self.path/'quarantine')
         seal = save_state(at_step(self.path, step), state, self.check, step=step, kind=kind, **facts)
         verify_dir(at_step(self.path, step))
-        self.whole.add(step)
+        self.sound.add(step)
         self.retire()
         return seal
     def retire(self) -> None:
         "Delete what is older than the last `keep`, and not the best"
         for step in retired(self.path, self.keep):
-            if len([s for s in self.whole if s > step]) >= 2: remove_dir(at_step(self.path, step))
+            if len([s for s in self.sound if s > step]) >= 2: remove_dir(at_step(self.path, step))
     def name_best(self, step: int, score: float, **facts: Any) -> None:
         "Point at the best one"
         write_json(self.path/'ckpt'/'best.json', dict(step=step, score=score, **facts))
@@ -83,7 +84,8 @@ def retired(path: str | Path, keep: int) -> list[int]:
 
 # %% ../../nbs/40_runs/35_keep.ipynb #1968fb2e
 def _fits(path: Path, m: dict[str, Any]) -> None:
-    "Raise `Damaged` unless the rows that a checkpoint was written beside are still the same"
+    "Raise `Damaged` unless the rows that a checkpoint was written beside are still the same, on the tape too"
+    if tape := m.get('replay'): whole(path, tape)
     rows = m.get('metrics')
     if not rows: return
     seen, size = digest(path/'metrics.jsonl', rows['offset'])

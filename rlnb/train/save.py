@@ -14,10 +14,11 @@ import torch
 from fastcore.basics import patch
 
 from ..core.errors import DiskError
-from ..runs.ckpt import Frozen, freeze
+from ..runs.ckpt import Frozen, at_step, freeze, steps_saved
 from ..runs.events import Events
-from ..runs.keep import Keeper
+from ..runs.keep import Keeper, manifest
 from ..runs.state import now
+from ..runs.tape import Tape, trim
 from .callback import Callback
 
 # %% ../../nbs/50_train/22_save.ipynb #890794ee
@@ -51,13 +52,15 @@ class Checkpoint(Callback):
     order = 90
     saved: Callable[..., str]
     emergency: Callable[..., str]
+    taped: Callable[..., dict[str, Any]]
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
                  first: float = 10., least: float = 60., snapshot: float = 5., before: float = 0.):
         self.keeper, self.events, self.tier = keeper, events, tier
         self.steps, self.episodes, self.least, self.wait, self.snapshot, self.before = Due(every), Due(episodes), least, first, snapshot, before
         self.asked, self.cost, self.failed, self.began = '', 0., 0, time.monotonic()
-        self.good: tuple[Frozen, dict[str, Any]] | None = None      # in memory: the last good state and its facts
+        self.good: tuple[Frozen, dict[str, Any], Any, int] | None = None      # in memory: the last good state, its facts, memory and row
+        self.tape = Tape(keeper.path)
 
     def ask(self, kind: str) -> None:
         "Have a checkpoint made at the end of this iteration"
@@ -83,7 +86,7 @@ class Checkpoint(Callback):
             self.saved(t, 'regular')
         elif self.asked: self.saved(t, self.asked, resume=False)
     def _copy(self, t: Any) -> None:
-        if finite(t.agent): self.good = freeze(t.state_dict()), self.facts(t)
+        if finite(t.agent): self.good = freeze(t.state_dict(rows=False)), self.facts(t), t.buffer, t.buffer.written
         self.copied = time.monotonic()
     def facts(self, t: Any) -> dict[str, Any]:
         "What the manifest says besides"
@@ -96,7 +99,9 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     "Save now, if the weights are numbers; returns the seal, '' if nothing was written"
     self.asked, then = '', time.perf_counter()
     if not finite(t.agent): return ''
-    try: seal = self.keeper.save(t.state_dict(), kind=kind, resume=resume, **self.facts(t), **more)
+    try:
+        more |= self.taped(t.buffer)
+        seal = self.keeper.save(t.state_dict(rows=False), kind=kind, resume=resume, **self.facts(t), **more)
     except DiskError as e:
         self.failed += 1
         if self.events: self.events.add('unsaved', t.step, sync=False, cause=str(e))
@@ -107,12 +112,19 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     self.wait = max(self.least, 100*self.cost)
     if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
     if t.rows is not None: t.durable = t.rows.offset
+    trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
+
+@patch
+def taped(self: Checkpoint, buffer: Any, upto: int | None = None) -> dict[str, Any]:
+    "What is new in a memory that outlives its updates, written on the tape"
+    return dict(replay=self.tape.keep(buffer, upto)) if buffer.written else {}
 
 @patch
 def emergency(self: Checkpoint, cause: str) -> str:
     "Write the last good state, with what broke; '' if the newest checkpoint is as new"
     if self.good is None: return ''
-    state, facts = self.good
+    state, facts, buffer, row = self.good
     self.good = None
-    return self.keeper.save(state, kind='emergency', cause=cause, resume=self.tier != 'boundary', **facts)
+    if buffer.written and buffer.kept > (self.tape.segments.last if self.tape.segments else 0): return ''      # rows of then are overwritten
+    return self.keeper.save(state, kind='emergency', cause=cause, resume=self.tier != 'boundary', **facts, **self.taped(buffer, row))

@@ -16,7 +16,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core.device import drift, fingerprint
-from ..core.errors import BadInput, RlnbError, exit_code, one_line
+from ..core.errors import BadInput, Diverged, RlnbError, exit_code, one_line
 from ..core.io import read_json, write_json, write_text
 from ..core.platform import Lock
 from ..core.schedule import KLAdaptive, Plateau, at
@@ -28,11 +28,13 @@ from ..evaluation.stats import interval
 from ..runs.ckpt import load_state
 from ..runs.control import Inbox
 from ..runs.events import Events, commands_after
-from ..runs.keep import Keeper, resume_point, set_aside
+from ..runs.keep import Keeper, manifest, resume_point, set_aside
 from ..runs.run import Run, create, find
 from ..runs.state import State
+from ..runs.tape import fill, wound
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
+from .guard import Guard, card_of
 from .save import Checkpoint
 from .standard import Adapt, Best, EarlyStop, Evaluate, Limit
 from .steer import Control, Signals, Status
@@ -96,8 +98,10 @@ def begin(self: Life, rescale: bool = False) -> None:
     t = self.t = self.t or build(self.exp, **self.world)
     found = probe(self.run, self.exp, t)
     t.run, t.cbs = self.run.path, Callbacks(self.callbacks(found))
+    self.saver.tape = wound(self.run.path, self.facts.get('replay'))
     if self.point: t.load_state_dict(load_state(self.point[0]))
     else: self.record.cut = 0
+    fill(self.run.path, self.facts.get('replay'), t.buffer)
     self.control.waiting = commands_after(self.events.rows, self.facts.get('events', {}).get('n', 0))
     self.extend(rescale)
     changed = drift(found['fingerprint'], fingerprint(num_envs=self.exp.num_envs, threads=self.exp.num_threads)) if self.number > 1 else ''
@@ -126,7 +130,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     self.saver = Checkpoint(keeper, self.events, found['checkpoint_every'], x.checkpoint_episodes, found['tier'], before=spent)
     self.control = Control(Inbox(self.run.path), self.events, status, self.saver, self.signals, self.deadline)
     self.limit = Limit(x.max_episodes, x.wall, float('inf') if x.until_return is None else x.until_return, spent)
-    cbs: list[Callback] = [self.record, Profile(), status, self.limit, self.control, self.saver, *self.cbs]
+    cbs: list[Callback] = [self.record, Profile(), status, self.limit, self.control, self.saver, Guard(x.on_trouble), *self.cbs]
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
@@ -142,6 +146,12 @@ def stage(self: Life, episodes: int) -> Any:
     return make(self.world.get('world') or x.env, min(episodes, 20), **kw, **(x.env_kw or {}))
 
 # %% ../../nbs/50_train/50_session.ipynb #3a12ca53
+def _told_by(card: Any) -> Diverged:
+    "A sign of trouble that ends the run"
+    e = Diverged(str(card))
+    e.card = card       # type: ignore[attr-defined]
+    return e
+
 def _score(xs: Any, over: str) -> dict[str, Any] | None:
     if not len(xs): return None
     low, high = interval(xs)
@@ -152,6 +162,7 @@ def _score(xs: Any, over: str) -> dict[str, Any] | None:
 def end(self: Life, episodes: int) -> None:
     "Save, judge, and say how it ended"
     t, done = self.t, self.t.enough or not self.t.stopped
+    if not done and not self.control.why and (card := getattr(t, 'card', None)): raise _told_by(card)
     self.state.phase('running' if done else 'stopping', step=t.step)
     seal = self.saver.saved(t, 'final' if done else 'stop', resume=self.saver.tier != 'boundary')
     point = resume_point(self.run.path)
@@ -180,8 +191,8 @@ def fail(self: Life, e: BaseException) -> None:
         kept = point[0].name if point else ''
     except Exception as worse: cause += f' (and while that was written: {one_line(worse)})'
     if self.t is not None: step = self.t.step
-    card: dict[str, Any] = getattr(getattr(e, 'card', None), 'to_dict', dict)()
-    error: dict[str, Any] = dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept, card=card)
+    error: dict[str, Any] = dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
+                                 card=card_of(e, self.t).to_dict())
     self.events.add('fail', step, **error)
     self.state.phase('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step=step, error=error)
 
@@ -189,6 +200,7 @@ def fail(self: Life, e: BaseException) -> None:
 def close(self: Life) -> None:
     "Let go of worlds and files"
     if self.t is not None: self.t.env.close()
+    if hasattr(self, 'saver'): self.saver.tape.close()
     self.events.close()
 
 # %% ../../nbs/50_train/50_session.ipynb #c8e43bfe
@@ -260,6 +272,7 @@ def load(run: Run | str | Path, which: str | int = 'latest', **world: Any) -> Tr
     place = run.at(which)
     t = build(Experiment.from_dict(run.config['experiment']), **world)
     t.load_state_dict(load_state(place))
+    fill(run.path, manifest(place).get('replay'), t.buffer)
     return t
 
 Run.load = lambda self, which='latest', **world: load(self, which, **world).agent

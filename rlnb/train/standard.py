@@ -57,7 +57,7 @@ class Best(Callback):
     order = 92
     def __init__(self, evaluate: Evaluate, saver: Checkpoint): self.evaluate, self.saver = evaluate, saver
     def after_learn(self, t: Any) -> None:
-        if self.evaluate.best_step == t.step and t.step in self.saver.keeper.whole:
+        if self.evaluate.best_step == t.step and t.step in self.saver.keeper.sound:
             self.saver.keeper.name_best(t.step, self.evaluate.sign*self.evaluate.best, iter=t.iter)
 
 # %% ../../nbs/50_train/26_standard.ipynb #29554a62

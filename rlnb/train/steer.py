@@ -103,6 +103,7 @@ class Control(Callback):
         self.again(t)
         if time.monotonic() - self.looked > self.every:
             for c in self.inbox.poll(): self.obey(t, c)
+        if t.__dict__.pop('pause_asked', False): self.rest(t)          # by a callback that saw trouble
         if self.look(): raise CancelFit(self.why)
 
 # %% ../../nbs/50_train/23_steer.ipynb #a91571ce

@@ -95,11 +95,11 @@ def fit(self: Trainer, steps: int) -> Trainer:
 
 # %% ../../nbs/50_train/30_trainer.ipynb #50c69173
 @patch
-def state_dict(self: Trainer) -> dict:
-    "Everything that moves"
+def state_dict(self: Trainer, rows: bool = True) -> dict:
+    "Everything that moves; rows=False leaves out those of a memory that keeps them on a tape"
     return dict(step=self.step, iter=self.iter, horizon=self.horizon, begun=self.begun, open=self.open, ended=self.ended, rng=rng_state(),
                 episodes=[dict(e) for e in self.episodes if self.open], agent=self.agent.train_state(), collector=self.collector.state_dict(),
-                buffer=self.buffer.state_dict(), cbs=self.cbs.state_dict())
+                buffer=self.buffer.state_dict(rows), cbs=self.cbs.state_dict())
 
 @patch
 def load_state_dict(self: Trainer, d: dict) -> None:
