@@ -60,6 +60,7 @@ def kmeans(x: np.ndarray, k: int, seed: int = 0, tries: int = 8) -> np.ndarray:
         if loss < best - 1e-12: best, out = loss, label
     return out
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #c2520ec6
 def silhouette(x: np.ndarray, label: np.ndarray) -> float:
     "How much closer members are to their own group than to the next one: −1 to 1"
     d = np.sqrt(((x[:, None] - x[None])**2).sum(-1))
@@ -74,6 +75,7 @@ def silhouette(x: np.ndarray, label: np.ndarray) -> float:
     b = others.min(1)
     return float(np.where(n[own] > 1, (b - a)/np.maximum(np.maximum(a, b), 1e-12), 0).mean())
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #082faed2
 def grouped(x: np.ndarray, most: int = 4, clear: float = .5, seed: int = 0) -> np.ndarray:
     "Labels: as many groups, up to `most`, as are clearly apart; else one"
     z = (x - x.mean(0))/np.where(x.std(0) > 1e-9, x.std(0), 1)
@@ -95,6 +97,7 @@ class Group(NamedTuple):
     value_start: float
     value_end: float                # mean of the last five steps; NaN where the agent has no opinion
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #3af7f60e
 @dataclass(frozen=True)
 class Failures:
     "Groups of failed episodes, the largest first"

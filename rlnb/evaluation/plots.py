@@ -67,6 +67,7 @@ class Picture:
     def _repr_png_(self) -> Any: return self.bytes('png')
     def __repr__(self) -> str: return f'Picture with {len(self.axes)} axes'
 
+# %% ../../nbs/45_evaluation/30_plots.ipynb #89a8a40c
 @contextmanager
 def _figure(w: float, h: float, rows: int = 1, cols: int = 1, **kw: Any) -> Iterator[tuple[Picture, Any]]:
     "A figure in the house's style that no global state knows"
