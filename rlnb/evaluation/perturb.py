@@ -50,6 +50,7 @@ class Perturb(Wrap):
         self.env.load_state_dict(d['env'])
         set_generator_state(self.rng, d['rng'])
 
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #f4a64321
 def _vector(env: VecEnv) -> spaces.Box:
     s = env.obs_space
     if isinstance(s, spaces.Box) and len(s.shape) == 1 and s.dtype != np.uint8: return s
@@ -65,6 +66,7 @@ class ObsNoise(Perturb):
         self.obs_space = spaces.Box(-np.inf, np.inf, box.shape, np.float32)
     def seen(self, obs: Any) -> Any: return obs + np.float32(self.strength)*self.scale*self.rng.standard_normal(obs.shape, dtype=np.float32)
 
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #f171ec41
 class Dropout(Perturb):
     "Each sensor reads 0 with probability `strength`, a step at a time"
     def __init__(self, env: VecEnv, strength: float = .1, sensors: Sequence[int] | None = None):
@@ -89,6 +91,7 @@ class ActNoise(Perturb):
         noise = np.float32(self.strength)*self.rng.standard_normal(act.shape, dtype=np.float32)
         return super().step((act + noise).clip(space.low, space.high) if self.strength else act)
 
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #4a6ab09a
 class ActDelay(Perturb):
     "Actions arrive `strength` steps late"
     def __init__(self, env: VecEnv, strength: float = 1):

@@ -108,6 +108,7 @@ def wilson(k: int, n: int, z: float = 1.96) -> Estimate:
     mid, half = (p + z*z/(2*n))/d, z*(p*(1 - p)/n + z*z/(4*n*n))**.5/d
     return Estimate(p, max(0., min(p, mid - half)), min(1., max(p, mid + half)))
 
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #b614e875
 @dataclass(frozen=True)
 class Safety:
     "What harm an agent does"

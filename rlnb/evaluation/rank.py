@@ -41,6 +41,7 @@ class Ranking(list[Place]):
     def __repr__(self) -> str: return self.table()
     def _repr_html_(self) -> str: return self.table('html')
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #11f996b5
 def places(names: list[str], values: Any,   # a number each
            draws: np.ndarray,               # (names, resamples)
            n: int, tasks: int = 1, level: float = .95) -> Ranking:
@@ -91,6 +92,7 @@ class Decision(NamedTuple):
     def __repr__(self) -> str: return self.table()
     def _repr_html_(self) -> str: return self.table('html')
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #887790bb
 def decide(measured: Mapping[str, Mapping[str, Any]],   # agent → criterion → a number each seed, or one number
            weights: Mapping[str, float],                # criterion → weight; negative: less is better
            reps: int = 2000, seed: int = 0) -> Decision:

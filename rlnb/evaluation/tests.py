@@ -32,6 +32,7 @@ def _seeds(**named: Any) -> list[np.ndarray]:
         out.append(x)
     return out
 
+# %% ../../nbs/45_evaluation/07_tests.ipynb #c99061cc
 class Welch(NamedTuple):
     "Difference of two means, its error, degrees of freedom and p-value"
     difference: Any
