@@ -100,6 +100,7 @@ _VALUE, _EVERY, _PATIENCE, _STEPS = ('vf_loss', 'q_loss', 'critic_loss'), 16, 3,
 class Guard(Callback):
     "Looks for trouble after every update; each kind is told once a run"
     order = 45
+    after_learn: Callable[[Any], None]
     _book: Callable[[float], None]
     _diverged: Callable[[Any, dict[str, float]], None]
     _signs: Callable[..., Iterator[tuple[str, bool, float]]]
@@ -127,18 +128,21 @@ class Guard(Callback):
         "The entropy of the policy that collected the first rollout"
         logp = (getattr(t.buffer, 'np', None) or {}).get('logp')
         if not self.first: self.first = dict(entropy=float(-logp.mean())) if logp is not None else dict(none=0.)
-    def after_learn(self, t: Any) -> None:
-        "Judge the update"
-        for e in t.episodes: self._book(e['return'])
-        due = t.iter <= _EVERY or t.step//_STEPS != t.begun//_STEPS      # short iterations are not all looked at
-        fresh = due and t.metrics is not self.seen
-        if fresh: t.metrics = self.seen = fetch(t.metrics)
-        look = fresh and (t.iter <= _EVERY or t.iter % _EVERY == 0)
-        now = {k: float(o.vec.sum()) for k, o in t.agent.opts.items()} if look else {}
-        bad = nonfinite(t.metrics if fresh else {}, t.episodes)
-        if bad or not all(map(math.isfinite, now.values())): self._diverged(t, bad)
-        for sign in self._signs(t, now) if fresh and t.metrics else (): self._tell(t, *sign)
-        self.weights = now or self.weights
+
+# %% ../../nbs/50_train/24_guard.ipynb #7fb9841f
+@patch
+def after_learn(self: Guard, t: Any) -> None:
+    "Judge the update"
+    for e in t.episodes: self._book(e['return'])
+    due = t.iter <= _EVERY or t.step//_STEPS != t.begun//_STEPS      # short iterations are not all looked at
+    fresh = due and t.metrics is not self.seen
+    if fresh: t.metrics = self.seen = fetch(t.metrics)
+    look = fresh and (t.iter <= _EVERY or t.iter % _EVERY == 0)
+    now = {k: float(o.vec.sum()) for k, o in t.agent.opts.items()} if look else {}
+    bad = nonfinite(t.metrics if fresh else {}, t.episodes)
+    if bad or not all(map(math.isfinite, now.values())): self._diverged(t, bad)
+    for sign in self._signs(t, now) if fresh and t.metrics else (): self._tell(t, *sign)
+    self.weights = now or self.weights
 
 # %% ../../nbs/50_train/24_guard.ipynb #cdf24dea
 @patch

@@ -53,6 +53,9 @@ class Checkpoint(Callback):
     saved: Callable[..., str]
     emergency: Callable[..., str]
     taped: Callable[..., dict[str, Any]]
+    facts: Callable[..., dict[str, Any]]
+    _bound: Callable[..., None]
+    _copy: Callable[..., None]
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
                  first: float = 10., least: float = 60., snapshot: float = 5., before: float = 0.):
@@ -79,19 +82,25 @@ class Checkpoint(Callback):
         if kind: self.saved(t, kind)
         elif at - self.copied > max(self.snapshot, 200*self.cost): self._copy(t)
 
-    def _bound(self, t: Any, due: bool) -> None:
-        "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
-        if due:
-            t.boundary(t.step//self.steps.every)
-            self.saved(t, 'regular')
-        elif self.asked: self.saved(t, self.asked, resume=False)
-    def _copy(self, t: Any) -> None:
-        if finite(t.agent): self.good = freeze(t.state_dict(rows=False)), self.facts(t), t.buffer, t.buffer.written
-        self.copied = time.monotonic()
-    def facts(self, t: Any) -> dict[str, Any]:
-        "What the manifest says besides"
-        seconds = self.before + time.monotonic() - self.began
-        return dict(step=t.step, iter=t.iter, time=now(), seconds=round(seconds, 2), tier=self.tier, **beside(t, self.events))
+# %% ../../nbs/50_train/22_save.ipynb #41343057
+@patch
+def _bound(self: Checkpoint, t: Any, due: bool) -> None:
+    "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
+    if due:
+        t.boundary(t.step//self.steps.every)
+        self.saved(t, 'regular')
+    elif self.asked: self.saved(t, self.asked, resume=False)
+
+@patch
+def _copy(self: Checkpoint, t: Any) -> None:
+    if finite(t.agent): self.good = freeze(t.state_dict(rows=False)), self.facts(t), t.buffer, t.buffer.written
+    self.copied = time.monotonic()
+
+@patch
+def facts(self: Checkpoint, t: Any) -> dict[str, Any]:
+    "What the manifest says besides"
+    seconds = self.before + time.monotonic() - self.began
+    return dict(step=t.step, iter=t.iter, time=now(), seconds=round(seconds, 2), tier=self.tier, **beside(t, self.events))
 
 # %% ../../nbs/50_train/22_save.ipynb #0c450499
 @patch
