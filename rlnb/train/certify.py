@@ -40,7 +40,7 @@ from .track import Progress
 
 # %% ../../nbs/50_train/70_certify.ipynb #96a2f66d
 PASSING: dict[str, str] = {             # of a process, not of the run
-    'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut', 'Log': 'path _fd _failed _torn', 'Jsonl': 'path _fd _failed _torn',
+    'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': 'path _fd _failed _torn', 'Jsonl': 'path _fd _failed _torn',
     'Profile': '*', 'Progress': 'then was lines write', 'Status': '*', 'Signals': '*', 'Witness': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known',

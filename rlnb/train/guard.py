@@ -100,7 +100,6 @@ _VALUE, _EVERY, _PATIENCE, _STEPS = ('vf_loss', 'q_loss', 'critic_loss'), 16, 3,
 class Guard(Callback):
     "Looks for trouble after every update; each kind is told once a run"
     order = 45
-    after_learn: Callable[[Any], None]
     _book: Callable[[float], None]
     _diverged: Callable[[Any, dict[str, float]], None]
     _signs: Callable[..., Iterator[tuple[str, bool, float]]]

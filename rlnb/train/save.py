@@ -56,6 +56,7 @@ class Checkpoint(Callback):
     facts: Callable[..., dict[str, Any]]
     _bound: Callable[..., None]
     _copy: Callable[..., None]
+    copied: float                    # when
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
                  first: float = 10., least: float = 60., snapshot: float = 5., before: float = 0.):
