@@ -147,6 +147,8 @@ CLOCKS = {
     't.agent.*.where': 'act_fn: addresses of the parameters',
 }
 AT_LOAD = CLOCKS | {
+    't.rows*': 'the open log: made when fit begins',
+    't.seeds*': 'how the run began; in its probe.json',
     't.metrics*': 'of the last update; the next one makes them anew',
     't.target': 'told by fit',
     't.stopped': 'why the last fit ended',

@@ -52,6 +52,7 @@ class Experiment(Config):
     until_return: float | None = param(None, 'End when the last hundred episodes, or a look, return so much')
     patience: int = param(0, 'End after so many looks without a better one; 0: never', lo=0)
     min_episodes: int = param(0, 'Judge nothing before so many episodes', lo=0)
+    tensorboard: bool = param(False, 'Mirror the rows for TensorBoard, in tb/')
     on_trouble: str = param('stop', 'When the policy hardens, strays or no longer moves', choices=('stop', 'pause', 'warn'))
     adapt: str = param('', 'Let the step size follow the KL of the updates, or the looks', choices=('', 'kl', 'plateau'))
 
@@ -80,7 +81,9 @@ def build(exp: Experiment, run: Path | None = None, cbs: Iterable[Callback] = ()
           world: Callable[..., Any] | None = None,      # makes the worlds, where no text can say it
           allow: Iterable[str] = ()) -> Trainer:        # modules that the text of a world may import
     "A trainer for an experiment; callbacks that write find the run's folder there"
-    seed_everything(exp.seed)
+    seeds = seed_everything(exp.seed, num_envs=min(exp.num_envs, 64))
     env = make(world or exp.env, exp.num_envs, allow=allow, **(exp.env_kw or {}))
     agent = find_agent(exp.agent)(env.obs_space, env.act_space, exp.agent_cfg, seed_of(exp.seed, 'agent'))
-    return Trainer(agent, env, cbs, run, seed_of(exp.seed, 'env'), exp.steps, exp.num_threads)
+    t = Trainer(agent, env, cbs, run, seed_of(exp.seed, 'env'), exp.steps, exp.num_threads)
+    t.seeds = seeds
+    return t

@@ -93,10 +93,9 @@ def _differences(a: Run, b: Run) -> list[str]:
 
 # %% ../../nbs/50_train/68_record.ipynb #bba9a216
 def _whole(folder: Path) -> dict[str, str]:
-    "Each part of a saved state as text; callbacks that have nothing to remember, a spectator's for example, don't count"
+    "Each part of a saved state as text"
     arrays: dict[str, Any] = {}
     tree = take_apart(load_state(folder), arrays)
-    tree['cbs'] = {k: v for k, v in tree['cbs'].items() if v}
     return {k: to_json(v) for k, v in tree.items()} | {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in arrays.items()}
 
 # %% ../../nbs/50_train/68_record.ipynb #ce49c8f0

@@ -35,6 +35,7 @@ from ..runs.tape import fill, wound
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
 from .guard import Guard, card_of
+from .mirror import Mirror
 from .save import Checkpoint
 from .standard import Adapt, Best, EarlyStop, Evaluate, Limit
 from .steer import Control, Signals, Status
@@ -53,7 +54,7 @@ def probe(run: Run, exp: Experiment, t: Trainer) -> dict[str, Any]:
     tier = getattr(t.env, 'tier', 'exact')
     rows = exp.num_envs*t.agent.collect_steps
     every = exp.checkpoint_every or (max(exp.steps//20, rows) if tier == 'boundary' else 0)
-    found = dict(tier=tier, checkpoint_every=every, fingerprint=fingerprint(num_envs=exp.num_envs, threads=exp.num_threads))
+    found = dict(tier=tier, checkpoint_every=every, seeds=t.seeds, fingerprint=fingerprint(num_envs=exp.num_envs, threads=exp.num_threads))
     write_json(f, found)
     return found
 
@@ -134,6 +135,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
+    if x.tensorboard: cbs.append(Mirror())
     if x.adapt:
         lr = at(x.agent_cfg.lr, 0.)      # type: ignore[attr-defined]
         cbs.append(Adapt(KLAdaptive(lr, lo=lr/100, hi=lr*100) if x.adapt == 'kl' else Plateau(lr)))

@@ -112,9 +112,6 @@ class Progress(Callback):
         self.write(self.line(t, now - self.then))
         self.lines, self.then, self.was = self.lines + 1, now, spent(t)
 
-    def state_dict(self) -> dict: return dict(recent=self.recent.state_dict())
-    def load_state_dict(self, d: dict) -> None: self.recent.load_state_dict(d['recent'])
-
     def line(self, t: Any, seconds: float) -> str:
         "How far, how good, how fast, how long still"
         part, n, m = {k: v - self.was[k] for k, v in spent(t).items()}, self.recent.n, fetch(t.metrics)

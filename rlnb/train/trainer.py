@@ -39,6 +39,7 @@ class Trainer:
         self.episodes: list[dict[str, float]] = []      # ended in this iteration
         self.rows: Any = None                           # the open log of metrics, where there is one
         self.time = dict(learn=0., cbs=0.)
+        self.seeds: dict[str, Any] = {}                 # what was seeded, and with what
         self.told: dict[str, Any] = {}                  # what callbacks add to this iteration's row
         self.ended = 0                                  # episodes in all
         self.stopped, self.enough = '', False           # why a callback ended it; because nothing is left to do?
