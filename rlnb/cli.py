@@ -41,6 +41,8 @@ _EXP = ((('--agent',), dict(help='which agent')), (('--env',), dict(help='which 
         (('--set',), dict(action='append', default=[], metavar='FIELD=VALUE', help='any other field, agent.lr=3e-4 for example')),
         (('--preset',), dict(choices=('auto', 'none'), default='auto', help='begin with settings that are known to work for this world')),
         (('--config',), dict(metavar='FILE', help='a YAML file of an experiment')))
+
+# %% ../nbs/98_cli.ipynb #717fbb93
 _ALLOW = (('--allow-import',), dict(action='append', default=[], metavar='MODULE', help="a module that a world's name may import"))
 _TRAIN = (*_EXP, ROOT, (('--run',), dict(default='', metavar='NAME', help="the run's name")), _ALLOW,
           (('--seeds',), dict(metavar='A-B', help='several seeds, a run each: 0-4 or 1,3,7')),
@@ -94,6 +96,7 @@ def _one(exp: Any, a: argparse.Namespace, name: str) -> dict[str, Any]:
     fit(run, None, a.episodes, [] if a.json else [Progress()], trainer=t, allow=a.allow_import)
     return ended(run, a)
 
+# %% ../nbs/98_cli.ipynb #f9c69908
 def ended(run: Any, a: argparse.Namespace) -> dict[str, Any]:
     "The result of a run, said"
     r = run.result

@@ -141,6 +141,7 @@ def _checkpoint(a: argparse.Namespace) -> dict[str, Any]: return _told(a, 'check
          (('changes',), dict(nargs='+', metavar='FIELD=VALUE', help='lr=1e-4 for example')), ROOT)
 def _set(a: argparse.Namespace) -> dict[str, Any]: return _told(a, 'set', **changes_of(a.changes))
 
+# %% ../nbs/97_verbs.ipynb #9add1144
 def changes_of(words: list[str]) -> dict[str, Any]:
     "Settings from words like lr=1e-4; what they mean, the configuration says"
     from rlnb.core.yaml import scalar

@@ -131,6 +131,7 @@ def at(self: Run, which: str | int = 'latest') -> Path:
     if str(which).isdecimal() and int(which) in steps: return at_step(self.path, int(which))
     raise BadInput('which', repr(plain(which)), "'best', 'latest', or one of " + ', '.join(map(str, steps)))
 
+# %% ../../nbs/40_runs/35_keep.ipynb #819ed242
 @patch
 def prune(self: Run, keep: int = 2) -> list[int]:
     "Delete all checkpoints but the last `keep` to go on from, and the best; returns the steps that went"

@@ -48,6 +48,8 @@ def _must(ok: bool, what: str) -> None:
 def _checkpoint(run: Run, step: int, seals: dict[str, int]) -> None:
     m = verify_dir(at_step(run.path, step))
     _must(m['sha256'] in seals or m['kind'] == 'emergency' or not seals, 'the events do not know it')
+
+# %% ../../nbs/50_train/68_record.ipynb #de8d9749
 def _rows(run: Run) -> None:
     for c in run.checkpoints():
         m = manifest(at_step(run.path, c['step'])).get('metrics')

@@ -125,6 +125,7 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
 
+# %% ../../nbs/50_train/22_save.ipynb #b754fbbc
 @patch
 def taped(self: Checkpoint, buffer: Any, upto: int | None = None) -> dict[str, Any]:
     "What is new in a memory that outlives its updates, written on the tape"

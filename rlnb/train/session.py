@@ -238,6 +238,7 @@ def folder_for(exp: Experiment, root: str | Path, name: str = '') -> Run:
     "A fresh run folder for an experiment"
     return create(root, name or f'{exp.agent}-{exp.env.split("/")[-1].split(":")[-1]}-{exp.seed}', facts(exp))
 
+# %% ../../nbs/50_train/50_session.ipynb #9c5b831e
 def unfinished(exp: Experiment, root: str | Path, name: str) -> Run | None:
     "The run of this name, if it was asked the same and is not finished"
     if not name or not (Path(root)/slug(name)/'config.json').is_file(): return None
