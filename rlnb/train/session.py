@@ -27,6 +27,7 @@ from ..evaluation.evaluate import play
 from ..evaluation.stats import interval
 from ..runs.ckpt import load_state
 from ..runs.control import Inbox
+from ..runs.curves import index
 from ..runs.events import Events, commands_after
 from ..runs.keep import Keeper, manifest, resume_point, set_aside
 from ..runs.run import Run, create, find
@@ -72,6 +73,7 @@ class Life:
     saver: Checkpoint
     control: Control
     limit: Limit
+    mirror: Mirror | None
 
     def __init__(self, run: Run, signals: Signals | None = None, trainer: Trainer | None = None, cbs: Iterable[Callback] = (),
                  deadline: float = float('inf'), steps: int | None = None, told: Callable[[str], None] = say, **world: Any):
@@ -135,7 +137,8 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
-    if x.tensorboard: cbs.append(Mirror())
+    self.mirror = Mirror() if x.tensorboard else None
+    if self.mirror: cbs.append(self.mirror)
     if x.adapt:
         lr = at(x.agent_cfg.lr, 0.)      # type: ignore[attr-defined]
         cbs.append(Adapt(KLAdaptive(lr, lo=lr/100, hi=lr*100) if x.adapt == 'kl' else Plateau(lr)))
@@ -176,6 +179,8 @@ def end(self: Life, episodes: int) -> None:
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
               'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0}
+    if self.mirror: self.mirror.publish(t.durable)
+    index(self.run.path/'metrics.jsonl')                 # so that whoever draws it first need not wait
     write_json(self.run.path/'result.json', result)
     self.events.add('finish' if done else 'stop', t.step, why=why, result=result)
     self.state.phase(phase, step=t.step, why=why)

@@ -38,6 +38,7 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         self.episodes: list[dict[str, float]] = []      # ended in this iteration
         self.rows: Any = None                           # the open log of metrics, where there is one
+        self.durable = 0                                # bytes of it that the newest checkpoint guards
         self.time = dict(learn=0., cbs=0.)
         self.seeds: dict[str, Any] = {}                 # what was seeded, and with what
         self.told: dict[str, Any] = {}                  # what callbacks add to this iteration's row
