@@ -98,6 +98,7 @@ class Comparison:
     def ranking(self) -> Ranking | None:
         "Places, where every arm has three seeds"
         return ranking(self.scores) if len(self.scores) > 1 and min(map(len, self.scores.values())) > 2 else None
+    rows: ClassVar[Callable[..., list[tuple]]]
     table: ClassVar[Callable[..., str]]
     words: ClassVar[Callable[..., str]]
     curves: ClassVar[Callable[..., Picture]]
@@ -138,16 +139,21 @@ def compare(what: Any,                  # runs, names → runs, or names → num
         return Comparison({k: [float(x) for x in v] for k, v in what.items()})
     return _of_runs(arms(what), measure, budget)
 
-# %% ../../nbs/45_evaluation/40_compare.ipynb #8209699f
+# %% ../../nbs/45_evaluation/40_compare.ipynb #a6134510
 @patch
-def table(self: Comparison, fmt: str = 'text') -> str:
+def rows(self: Comparison) -> list[tuple]:
     "A row an arm: seeds, mean with its interval over them, the least and the greatest"
     rows = []
     for k, xs in self.scores.items():
         e: Estimate | None = estimate(xs, mean) if xs else None
         shown = 'no score yet' if e is None else repr(e) if np.isfinite(e.low) else f'{e.value:.4g} (no interval)'
         rows.append((k, len(xs), shown, min(xs, default=None), max(xs, default=None)))
-    return _table(rows, ('arm', 'seeds', f'{self.measure}, mean [95 % over seeds]', 'least', 'greatest'), fmt)
+    return rows
+
+@patch
+def table(self: Comparison, fmt: str = 'text') -> str:
+    "The rows in a table"
+    return _table(self.rows(), ('arm', 'seeds', f'{self.measure}, mean [95 % over seeds]', 'least', 'greatest'), fmt)
 
 @patch
 def words(self: Comparison) -> str:
@@ -162,20 +168,20 @@ def _repr_html_(self: Comparison) -> str:
     said = _table([(line,) for line in self.words().split('\n')], ('in words',), 'html')
     return self.table('html') + (verdict_table(self.verdicts, 'html') if self.verdicts else '') + said
 
-# %% ../../nbs/45_evaluation/40_compare.ipynb #75e8fa64
+# %% ../../nbs/45_evaluation/40_compare.ipynb #04ed76b2
 @patch
-def curves(self: Comparison, key: str = 'episode/return') -> Picture:
+def curves(self: Comparison, key: str = 'episode/return', references: Mapping[str, float] | None = None) -> Picture:
     "Learning curves of the arms"
     if not self.runs: raise BadInput('curves', 'these are numbers, not runs')
     drawn = {k: [curve_of(r, self.budget, key) for r in rs] for k, rs in self.runs.items()}
     drawn = {k: [c for c in cs if len(c[0]) > 1] for k, cs in drawn.items()}
     x = 'environment steps' if self.budget == 'steps' else 'seconds'
-    return _curves({k: cs for k, cs in drawn.items() if cs}, xlabel=x, ylabel=key.split('/')[-1], title=self.world)
+    return _curves({k: cs for k, cs in drawn.items() if cs}, xlabel=x, ylabel=key.split('/')[-1], title=self.world, references=references)
 
 @patch
 def dots(self: Comparison) -> Picture:
     "Every seed beside its arm's interval"
-    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel=self.measure)
+    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel='score' if self.measure == 'score' else f'{self.measure} return')
 
 @patch
 def difference_table(self: Comparison, fmt: str = 'text') -> str:

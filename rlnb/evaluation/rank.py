@@ -34,10 +34,12 @@ class Place(NamedTuple):
 
 class Ranking(list[Place]):
     "Places, best first"
+    def rows(self) -> list[tuple[str, ...]]:
+        "Rank, name, score, how often first"
+        return [(p.shown, p.name, repr(p.score), f'{100*p.first:.0f} %') for p in self]
     def table(self, fmt: str = 'text') -> str:
-        "Rows: rank, name, score, how often first"
-        rows = [(p.shown, p.name, repr(p.score), f'{100*p.first:.0f} %') for p in self]
-        return table(rows, ('rank', 'name', 'score', 'first'), fmt)
+        "The rows in a table"
+        return table(self.rows(), ('rank', 'name', 'score', 'first'), fmt)
     def __repr__(self) -> str: return self.table()
     def _repr_html_(self) -> str: return self.table('html')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Welch', 'welch', 'permutation', 'mann_whitney', 'paired', 'holm', 'hedges', 'power', 'seeds_needed', 'Verdict',
-           'verdict', 'verdicts', 'verdict_table']
+           'verdict', 'verdicts', 'verdict_rows', 'verdict_table']
 
 # %% ../../nbs/45_evaluation/07_tests.ipynb #266c9a7a
 from collections.abc import Mapping
@@ -195,9 +195,12 @@ def verdicts(scores: Mapping[str, Any],
         vs[i] = Verdict(**{**v.__dict__, 'p': float(p), 'more': more})
     return vs
 
-def verdict_table(vs: list[Verdict], fmt: str = 'text') -> str:
-    "Verdicts as rows"
-    rows = [dict(a=v.a, b=v.b, difference=v.difference and repr(v.difference), p=None if any(v.missing) else round(v.p, 4),
+def verdict_rows(vs: list[Verdict]) -> list[dict[str, Any]]:
+    "A row a verdict"
+    return [dict(a=v.a, b=v.b, difference=v.difference and repr(v.difference), p=None if any(v.missing) else round(v.p, 4),
                  wins=v.improvement and repr(v.improvement), effect=None if any(v.missing) else round(v.effect, 2),
                  better=v.better or ('seeds missing' if any(v.missing) else 'not told apart')) for v in vs]
-    return table(rows, ('a', 'b', 'difference', 'p', 'wins', 'effect', 'better'), fmt)
+
+def verdict_table(vs: list[Verdict], fmt: str = 'text') -> str:
+    "Verdicts as a table"
+    return table(verdict_rows(vs), ('a', 'b', 'difference', 'p', 'wins', 'effect', 'better'), fmt)
