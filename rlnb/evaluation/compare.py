@@ -110,7 +110,7 @@ class Comparison:
 def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
     every = [r for rs in by.values() for r in rs]
     worlds = sorted({str(r.config.get('experiment', {}).get('env')) for r in every})
-    if len(worlds) > 1: raise BadInput('runs', f'of {len(worlds)} worlds: {", ".join(worlds)}', 'runs of one world; several make a suite')
+    if len(worlds) > 1: raise BadInput('runs', f'of {len(worlds)} worlds: {", ".join(worlds)}', 'of one world')
     if measure not in ('final', 'curve', 'area'): raise BadInput('measure', repr(measure), 'final, curve or area')
     if budget not in ('steps', 'seconds'): raise BadInput('budget', repr(budget), 'steps or seconds')
     ends, notes = [], []
@@ -118,14 +118,14 @@ def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
         x = curve_of(r, budget)[0]
         ends.append(float(x[-1]) if len(x) else float(r.result.get('steps', 0)))
     asked = sorted({r.result.get('steps', 0) for r in every})
-    if measure == 'final' and len(asked) > 1: notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
+    if measure == 'final' and asked[-1] > 1.05*asked[0]: notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
     scores: dict[str, list[float]] = {}
     for name, rs in by.items():
         found = {r.name: score_of(r, measure, budget, min(ends)) for r in rs}
         scores[name] = [v for v in found.values() if np.isfinite(v)]
         if lack := [k for k, v in found.items() if not np.isfinite(v)]: notes.append(f'{name}: no {measure} score of {", ".join(lack)}.')
         seeds = [r.config.get('experiment', {}).get('seed') for r in rs]
-        if len(set(map(str, seeds))) < len(seeds): notes.append(f'{name}: a seed occurs twice ({seeds}), so its runs are fewer than they seem.')
+        if len(set(map(str, seeds))) < len(seeds): notes.append(f'{name}: a seed occurs twice in {seeds}.')
     return Comparison(scores, measure, worlds[0], budget, min(ends), by, {k: settings(rs[0]) for k, rs in by.items()}, notes)
 
 # %% ../../nbs/45_evaluation/40_compare.ipynb #39bd610b

@@ -49,8 +49,8 @@ class Block:
 
 def _md(s: str) -> str: return re.sub(r'([*_\[\]`#|\\])', r'\\\1', esc(s))
 
-# %% ../../nbs/45_evaluation/45_report.ipynb #62e03b8b
-_CSS = '''body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:52rem;margin:2rem auto;padding:0 1rem}
+# %% ../../nbs/45_evaluation/45_report.ipynb #d719724f
+_CSS = '''body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #ddd}
 p{margin:.6rem 0}.lead{color:#555}figure{margin:1rem 0}figure svg{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#555}
 .wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
@@ -151,10 +151,13 @@ def _how(c: Comparison) -> list[tuple[str, str]]:
     every = [r for rs in c.runs.values() for r in rs]
     n = sorted({r.result['return']['n'] for r in every if r.result.get('return')})
     seconds = [r.result['seconds'] for r in every if 'seconds' in r.result]
+    steps = sorted({r.result['steps'] for r in every if 'steps' in r.result})
+    ends = ' to '.join(map(str, dict.fromkeys((steps[0], steps[-1])))) + ' steps' if steps else ''
+    budget = ends if c.measure == 'final' and ends else f'{c.end:g} {c.budget}'
     said = dict(final=f'mean return of {", ".join(map(str, n)) or "no"} episodes after training, likeliest action, fresh worlds, seeds of their own',
                 curve='mean return while exploring, over the last tenth of the common budget',
                 area='mean return while exploring, over all of the common budget')
-    return [('world', c.world), ('a score', said.get(c.measure, 'a number for each seed')), ('budget', f'{c.end:g} {c.budget}'),
+    return [('world', c.world), ('a score', said.get(c.measure, 'a number for each seed')), ('budget', budget),
             ('seeds', '; '.join(f'{k}: {len(v)}' for k, v in c.scores.items())),
             ('training time', f'{duration(sum(seconds))} in all' if seconds else 'not known'),
             ('intervals', '95 %, bootstrap over seeds, widened for few of them'),

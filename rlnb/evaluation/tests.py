@@ -10,7 +10,8 @@ __all__ = ['Welch', 'welch', 'permutation', 'mann_whitney', 'paired', 'holm', 'h
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from math import comb
+from math import ceil, comb
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,8 +119,11 @@ def power(effect: float, n: int, alpha: float = .05, trials: int = 2000, seed: i
 
 def seeds_needed(effect: float, want: float = .8, alpha: float = .05, most: int = 1000) -> int:
     "The fewest seeds an arm that see this effect so often; `most` stands for 'or more'"
+    z = NormalDist().inv_cdf
+    about = 2*((z(1 - alpha/2) + z(want))/max(abs(effect), 1e-6))**2 + z(1 - alpha/2)**2/4
+    if about > 30: return min(ceil(about), most)
     low, high = 2, 4
-    while high < most and power(effect, high, alpha) < want: low, high = high, 2*high
+    while power(effect, high, alpha) < want: low, high = high, 2*high
     while high - low > 1:
         mid = (low + high)//2
         low, high = (mid, high) if power(effect, mid, alpha) < want else (low, mid)
