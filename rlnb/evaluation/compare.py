@@ -98,6 +98,7 @@ class Comparison:
     def ranking(self) -> Ranking | None:
         "Places, where every arm has three seeds"
         return ranking(self.scores) if len(self.scores) > 1 and min(map(len, self.scores.values())) > 2 else None
+    rows: ClassVar[Callable[..., list[tuple]]]
     table: ClassVar[Callable[..., str]]
     words: ClassVar[Callable[..., str]]
     curves: ClassVar[Callable[..., Picture]]
@@ -109,7 +110,7 @@ class Comparison:
 def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
     every = [r for rs in by.values() for r in rs]
     worlds = sorted({str(r.config.get('experiment', {}).get('env')) for r in every})
-    if len(worlds) > 1: raise BadInput('runs', f'of {len(worlds)} worlds: {", ".join(worlds)}', 'runs of one world; several make a suite')
+    if len(worlds) > 1: raise BadInput('runs', f'of {len(worlds)} worlds: {", ".join(worlds)}', 'of one world')
     if measure not in ('final', 'curve', 'area'): raise BadInput('measure', repr(measure), 'final, curve or area')
     if budget not in ('steps', 'seconds'): raise BadInput('budget', repr(budget), 'steps or seconds')
     ends, notes = [], []
@@ -117,14 +118,14 @@ def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
         x = curve_of(r, budget)[0]
         ends.append(float(x[-1]) if len(x) else float(r.result.get('steps', 0)))
     asked = sorted({r.result.get('steps', 0) for r in every})
-    if measure == 'final' and len(asked) > 1: notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
+    if measure == 'final' and asked[-1] > 1.05*asked[0]: notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
     scores: dict[str, list[float]] = {}
     for name, rs in by.items():
         found = {r.name: score_of(r, measure, budget, min(ends)) for r in rs}
         scores[name] = [v for v in found.values() if np.isfinite(v)]
         if lack := [k for k, v in found.items() if not np.isfinite(v)]: notes.append(f'{name}: no {measure} score of {", ".join(lack)}.')
         seeds = [r.config.get('experiment', {}).get('seed') for r in rs]
-        if len(set(map(str, seeds))) < len(seeds): notes.append(f'{name}: a seed occurs twice ({seeds}), so its runs are fewer than they seem.')
+        if len(set(map(str, seeds))) < len(seeds): notes.append(f'{name}: a seed occurs twice in {seeds}.')
     return Comparison(scores, measure, worlds[0], budget, min(ends), by, {k: settings(rs[0]) for k, rs in by.items()}, notes)
 
 # %% ../../nbs/45_evaluation/40_compare.ipynb #39bd610b
@@ -138,16 +139,21 @@ def compare(what: Any,                  # runs, names → runs, or names → num
         return Comparison({k: [float(x) for x in v] for k, v in what.items()})
     return _of_runs(arms(what), measure, budget)
 
-# %% ../../nbs/45_evaluation/40_compare.ipynb #8209699f
+# %% ../../nbs/45_evaluation/40_compare.ipynb #a6134510
 @patch
-def table(self: Comparison, fmt: str = 'text') -> str:
+def rows(self: Comparison) -> list[tuple]:
     "A row an arm: seeds, mean with its interval over them, the least and the greatest"
     rows = []
     for k, xs in self.scores.items():
         e: Estimate | None = estimate(xs, mean) if xs else None
         shown = 'no score yet' if e is None else repr(e) if np.isfinite(e.low) else f'{e.value:.4g} (no interval)'
         rows.append((k, len(xs), shown, min(xs, default=None), max(xs, default=None)))
-    return _table(rows, ('arm', 'seeds', f'{self.measure}, mean [95 % over seeds]', 'least', 'greatest'), fmt)
+    return rows
+
+@patch
+def table(self: Comparison, fmt: str = 'text') -> str:
+    "The rows in a table"
+    return _table(self.rows(), ('arm', 'seeds', f'{self.measure}, mean [95 % over seeds]', 'least', 'greatest'), fmt)
 
 @patch
 def words(self: Comparison) -> str:
@@ -162,20 +168,20 @@ def _repr_html_(self: Comparison) -> str:
     said = _table([(line,) for line in self.words().split('\n')], ('in words',), 'html')
     return self.table('html') + (verdict_table(self.verdicts, 'html') if self.verdicts else '') + said
 
-# %% ../../nbs/45_evaluation/40_compare.ipynb #75e8fa64
+# %% ../../nbs/45_evaluation/40_compare.ipynb #04ed76b2
 @patch
-def curves(self: Comparison, key: str = 'episode/return') -> Picture:
+def curves(self: Comparison, key: str = 'episode/return', references: Mapping[str, float] | None = None) -> Picture:
     "Learning curves of the arms"
     if not self.runs: raise BadInput('curves', 'these are numbers, not runs')
     drawn = {k: [curve_of(r, self.budget, key) for r in rs] for k, rs in self.runs.items()}
     drawn = {k: [c for c in cs if len(c[0]) > 1] for k, cs in drawn.items()}
     x = 'environment steps' if self.budget == 'steps' else 'seconds'
-    return _curves({k: cs for k, cs in drawn.items() if cs}, xlabel=x, ylabel=key.split('/')[-1], title=self.world)
+    return _curves({k: cs for k, cs in drawn.items() if cs}, xlabel=x, ylabel=key.split('/')[-1], title=self.world, references=references)
 
 @patch
 def dots(self: Comparison) -> Picture:
     "Every seed beside its arm's interval"
-    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel=self.measure)
+    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel='score' if self.measure == 'score' else f'{self.measure} return')
 
 @patch
 def difference_table(self: Comparison, fmt: str = 'text') -> str:

@@ -59,6 +59,9 @@ class Picture:
         from matplotlib import rc_context, style
         out = io.BytesIO()
         with style.context('rlnb.plot'), rc_context({'svg.fonttype': 'none'}):
+            if self.fig.get_layout_engine():             # its places move a little each time it is asked: once is enough
+                self.fig.draw_without_rendering()
+                self.fig.set_layout_engine('none')
             self.fig.savefig(out, format=kind, metadata={'Date': None} if kind == 'svg' else {'Software': None})
         return out.getvalue()
     def save(self, path: str | Path) -> None:
@@ -90,7 +93,7 @@ def curves(groups: Mapping[str, Sequence[Curve]], xlabel: str = 'environment ste
             if len(cs) > 1: ax.fill_between(x, *band(ys), color=line.get_color(), alpha=.18, lw=0)
         for name, y in (references or {}).items():
             ax.axhline(y, color='.55', lw=.8, ls='--')
-            ax.annotate(name, (.01, y), xycoords=('axes fraction', 'data'), va='bottom', fontsize=8, color='.4')
+            ax.annotate(name, (1.01, y), xycoords=('axes fraction', 'data'), va='center', fontsize=8, color='.4')
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
         ax.legend()
     return fig

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metrics', 'protocols', 'measure', 'Both', 'stochastic', 'fingerprint', 'leaks', 'split', 'Generalisation',
-           'generalisation', 'cvar', 'wilson', 'Safety', 'safety_of', 'challenge', 'safety_table', 'judge']
+           'generalisation', 'cvar', 'Safety', 'safety_of', 'challenge', 'safety_table', 'judge']
 
 # %% ../../nbs/45_evaluation/20_protocols.ipynb #b1c24373
 import hashlib
@@ -22,7 +22,7 @@ from ..core.seed import stream
 from ..core.text import table as _table
 from .evaluate import Evaluation, evaluate
 from .perturb import degradation
-from .stats import Estimate
+from .stats import Estimate, wilson
 from .tests import welch
 
 # %% ../../nbs/45_evaluation/20_protocols.ipynb #baa56466
@@ -100,13 +100,6 @@ def cvar(x: Any, share: float = .1) -> float:
     n = share*len(x)
     w = np.clip(n - np.arange(ceil(n - 1e-12)), 0, 1)
     return float(x[:len(w)] @ w/n)
-
-def wilson(k: int, n: int, z: float = 1.96) -> Estimate:
-    "A share with Wilson's 95 % interval"
-    if n < 1: return Estimate(float('nan'), float('nan'), float('nan'))
-    p, d = k/n, 1 + z*z/n
-    mid, half = (p + z*z/(2*n))/d, z*(p*(1 - p)/n + z*z/(4*n*n))**.5/d
-    return Estimate(p, max(0., min(p, mid - half)), min(1., max(p, mid + half)))
 
 # %% ../../nbs/45_evaluation/20_protocols.ipynb #b614e875
 @dataclass(frozen=True)

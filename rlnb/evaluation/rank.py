@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.errors import BadInput
 from ..core.text import table
-from .stats import Estimate, matrix, mean, resample, tail
+from .stats import Estimate, estimate, matrix, mean, resample, tail
 from .student import t_quantile
 from .tests import hedges, seeds_needed, welch
 
@@ -34,10 +34,12 @@ class Place(NamedTuple):
 
 class Ranking(list[Place]):
     "Places, best first"
+    def rows(self) -> list[tuple[str, ...]]:
+        "Rank, name, score, how often first"
+        return [(p.shown, p.name, repr(p.score), f'{100*p.first:.0f} %') for p in self]
     def table(self, fmt: str = 'text') -> str:
-        "Rows: rank, name, score, how often first"
-        rows = [(p.shown, p.name, repr(p.score), f'{100*p.first:.0f} %') for p in self]
-        return table(rows, ('rank', 'name', 'score', 'first'), fmt)
+        "The rows in a table"
+        return table(self.rows(), ('rank', 'name', 'score', 'first'), fmt)
     def __repr__(self) -> str: return self.table()
     def _repr_html_(self) -> str: return self.table('html')
 
@@ -65,7 +67,8 @@ def ranking(scores: Mapping[str, Any], stat: Callable[[np.ndarray], Any] = mean,
     if len({x.shape[1] for x in xs.values()}) > 1: raise BadInput('scores', 'not the same tasks', 'all tasks of everyone')
     draws = np.stack([np.concatenate([stat(b) for b in resample(x, reps, seed + i)]) for i, x in enumerate(xs.values())])
     n, tasks = min(map(len, xs.values())), next(iter(xs.values())).shape[1]
-    return places(list(xs), [stat(x) for x in xs.values()], draws, n, tasks, level)
+    found = places(list(xs), [stat(x) for x in xs.values()], draws, n, tasks, level)
+    return Ranking(p._replace(score=estimate(xs[p.name], stat, reps, seed, level)) for p in found)
 
 # %% ../../nbs/45_evaluation/08_rank.ipynb #4fcd7c4f
 def pareto(points: Any,      # (n, criteria); more is better

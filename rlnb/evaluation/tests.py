@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Welch', 'welch', 'permutation', 'mann_whitney', 'paired', 'holm', 'hedges', 'power', 'seeds_needed', 'Verdict',
-           'verdict', 'verdicts', 'verdict_table']
+           'verdict', 'verdicts', 'verdict_rows', 'verdict_table']
 
 # %% ../../nbs/45_evaluation/07_tests.ipynb #266c9a7a
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from math import comb
+from math import ceil, comb
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,8 +119,11 @@ def power(effect: float, n: int, alpha: float = .05, trials: int = 2000, seed: i
 
 def seeds_needed(effect: float, want: float = .8, alpha: float = .05, most: int = 1000) -> int:
     "The fewest seeds an arm that see this effect so often; `most` stands for 'or more'"
+    z = NormalDist().inv_cdf
+    about = 2*((z(1 - alpha/2) + z(want))/max(abs(effect), 1e-6))**2 + z(1 - alpha/2)**2/4
+    if about > 30: return min(ceil(about), most)
     low, high = 2, 4
-    while high < most and power(effect, high, alpha) < want: low, high = high, 2*high
+    while power(effect, high, alpha) < want: low, high = high, 2*high
     while high - low > 1:
         mid = (low + high)//2
         low, high = (mid, high) if power(effect, mid, alpha) < want else (low, mid)
@@ -195,9 +199,12 @@ def verdicts(scores: Mapping[str, Any],
         vs[i] = Verdict(**{**v.__dict__, 'p': float(p), 'more': more})
     return vs
 
-def verdict_table(vs: list[Verdict], fmt: str = 'text') -> str:
-    "Verdicts as rows"
-    rows = [dict(a=v.a, b=v.b, difference=v.difference and repr(v.difference), p=None if any(v.missing) else round(v.p, 4),
+def verdict_rows(vs: list[Verdict]) -> list[dict[str, Any]]:
+    "A row a verdict"
+    return [dict(a=v.a, b=v.b, difference=v.difference and repr(v.difference), p=None if any(v.missing) else round(v.p, 4),
                  wins=v.improvement and repr(v.improvement), effect=None if any(v.missing) else round(v.effect, 2),
                  better=v.better or ('seeds missing' if any(v.missing) else 'not told apart')) for v in vs]
-    return table(rows, ('a', 'b', 'difference', 'p', 'wins', 'effect', 'better'), fmt)
+
+def verdict_table(vs: list[Verdict], fmt: str = 'text') -> str:
+    "Verdicts as a table"
+    return table(verdict_rows(vs), ('a', 'b', 'difference', 'p', 'wins', 'effect', 'better'), fmt)
