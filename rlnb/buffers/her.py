@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['judge', 'Hindsight']
 
-# %% ../../nbs/20_buffers/40_her.ipynb #cda4af88
+# %% ../../nbs/20_buffers/40_her.ipynb #cbaaf1ce
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..core.errors import BadInput
 from ..core.seed import generator_state, set_generator_state, stream
 from ..envs.goal import GoalWorld
 
-# %% ../../nbs/20_buffers/40_her.ipynb #40fabacf
+# %% ../../nbs/20_buffers/40_her.ipynb #741c13b3
 def judge(env: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
     "The function (achieved, desired) → (reward, terminated) of a world with goals"
     if isinstance(env, GoalWorld): return lambda a, g: (env.reward_of(a, g), env.success_of(a, g) & env.ends)
@@ -28,7 +28,7 @@ def judge(env: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
         raise BadInput('her', f'{type(env).__name__} does not say what another goal would pay', 'a world with compute_reward, in this process')
     return lambda a, g: (pay(a, g, {}), ends(a, g, {}) if ends else np.zeros(a.shape[:-1], bool))
 
-# %% ../../nbs/20_buffers/40_her.ipynb #46a37cb8
+# %% ../../nbs/20_buffers/40_her.ipynb #a6578c82
 class Hindsight:
     "Exchange goals for what was achieved, k times of k + 1"
     state_dict: Callable[[], dict]
@@ -68,7 +68,7 @@ class Hindsight:
         reward[:, i], term[:, i] = self.judge(reached, np.broadcast_to(g, reached.shape))
         return goal, reward, term
 
-# %% ../../nbs/20_buffers/40_her.ipynb #4ec21690
+# %% ../../nbs/20_buffers/40_her.ipynb #0ac74cc8
 @patch
 def state_dict(self: Hindsight) -> dict:
     "Where the episodes in the ring begin and end, and the generator"

@@ -6,6 +6,8 @@
 __all__ = ['find_agent', 'Experiment', 'merged', 'resolve', 'build']
 
 # %% ../../nbs/50_train/40_experiment.ipynb #feb2bb5d
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,11 @@ from .presets import preset
 from .trainer import Trainer
 
 # %% ../../nbs/50_train/40_experiment.ipynb #668b2384
-_PAGES = ('a2c', 'ppo', 'ppo_rnn', 'td3', 'sac', 'tqc')     # importing a page registers its agent
-
 def find_agent(name: str) -> Any:
-    "The class of an agent, by its registered name"
-    import importlib
-    for page in _PAGES: importlib.import_module(f'rlnb.agents.{page}')
+    "The class of an agent, by its registered name; importing a page of the agents' floor registers what it holds"
+    import rlnb.agents
+    if name not in agents:
+        for page in pkgutil.iter_modules(rlnb.agents.__path__): importlib.import_module(f'rlnb.agents.{page.name}')
     return agents[name]
 
 # %% ../../nbs/50_train/40_experiment.ipynb #fd43f337
