@@ -24,19 +24,18 @@ class Impolite(TensorEnv):
 
 
 class Sealed(gym.Env):
-    "A counter whose state nobody can copy; `reset(seed)` is deterministic, so it is trained in the boundary tier"
+    "Lives in the frame of a generator, which nothing can copy; `reset(seed)` is deterministic, so it is trained in the boundary tier"
     observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
-    def __init__(self): self.inside = lambda: None                   # what can't be copied
-    def __reduce__(self): raise TypeError('sealed')
-    def __deepcopy__(self, memo): raise TypeError('sealed')
-    def _seen(self): return np.array([np.sin(self.x), np.cos(self.x)], np.float32)
+    def _lives(self):
+        x = self.np_random.random()
+        for n in range(13):
+            act = yield np.array([np.sin(x), np.cos(x)], np.float32), float(np.sin(x)), n > 11, False, {}
+            x += .1*(2*act - 1) + .05*self.np_random.standard_normal()
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.x, self.n = self.np_random.random(), 0
-        return self._seen(), {}
-    def step(self, act):
-        self.x, self.n = self.x + .1*(2*act - 1) + .05*self.np_random.standard_normal(), self.n + 1
-        return self._seen(), float(self._seen()[0]), self.n > 11, False, {}
+        self.life = self._lives()
+        return next(self.life)[0], {}
+    def step(self, act): return self.life.send(act)
 
 
 def sealed(): return Sealed()
@@ -93,8 +92,8 @@ def set_at(step: str) -> None:
     after, step = Control.after_learn, int(step)
     def sent(self, t):
         if t.step >= step and not self.events.of('set'):
-            send(t.run, 'set', changes={'ent_coef': .03})
-            self.looked = 0.
+            send(t.run, 'set', changes={'ent_coef': .03, 'lr': .002})
+            self.polled = 0.
         after(self, t)
     Control.after_learn = sent
 

@@ -52,7 +52,7 @@ def spoiled(half, path: str) -> list[str]:
 
 def test_the_half_is_half(half):
     state = load_state(resume_point(half[2].path)[0])
-    assert state['open'] and state['buffer']['t'] == 7 and state['episodes'] and state['cbs']['Control']['changes'] == {'ent_coef': .03}
+    assert state['open'] and state['buffer']['t'] == 7 and state['episodes'] and state['cbs']['Control']['changes'] == {'ent_coef': .03, 'lr': .002}
 
 
 def test_nothing_forgotten_nothing_differs(half): assert spoiled(half, '') == []

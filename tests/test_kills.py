@@ -16,7 +16,7 @@ ALL = dict(norm_obs=True, norm_reward=True, lr='linear(0.003, 0.0001)', eval_eve
 CASES = {                                            # kills, settings
     'ppo': (10, SMALL | dict(agent='ppo', steps=2_600)),
     'ppo, with everything': (14, SMALL | ALL | dict(agent='ppo', steps=2_600, plant='rough:set_at:640')),
-    'ppo, a memory': (8, dict(agent='ppo_rnn', n_steps=16, epochs=1, num_envs=4, steps=1_600, presets=False)),
+    'ppo, a memory': (8, dict(agent='ppo_rnn', n_steps=16, minibatch=32, epochs=1, num_envs=4, steps=1_600, presets=False)),
     'a2c': (10, A2C | dict(steps=1_600)),
     'a2c, gymnasium': (8, A2C | dict(env='CartPole-v1', steps=1_600)),
     'ppo, sealed': (10, SMALL | dict(agent='ppo', env='rough:sealed', allow=['rough'], steps=1_600, norm_obs=True)),

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -130,10 +131,10 @@ def remove_dir(path: str | Path, proof: str = 'manifest.json') -> None:
         disk.fsync_dir(path.parent)
         _scrap(gone)
 
-def sweep(folder: str | Path) -> list[str]:
+def sweep(folder: str | Path, age: float = 0.) -> list[str]:          # age: in seconds; what is younger stays
     "Delete what a killed writer left in a folder, and nothing else; for the one who holds the lock"
     with guarded(folder):
-        left = sorted(p for p in Path(folder).iterdir() if _OURS.fullmatch(p.name))
+        left = sorted(p for p in Path(folder).iterdir() if _OURS.fullmatch(p.name) and time.time() - p.lstat().st_mtime >= age)
         for p in left: _scrap(p)
     return [p.name for p in left]
 

@@ -101,8 +101,9 @@ def tier_of(build: Callable[[int], VecEnv],   # makes fresh worlds: rows → Vec
             rows: int = 2, warm: int = 20, limit: int = 2000) -> str:
     "What a checkpoint of these worlds may promise: exact, boundary or restart-env"
     one, two = build(rows), build(rows)
-    one.act_space.seed(0)
-    plan = [np.stack([one.act_space.sample() for _ in range(one.num_envs)]) for _ in range(warm)]
+    space = copy.deepcopy(one.act_space)          # a world may share its space with those that train
+    space.seed(0)
+    plan = [np.stack([space.sample() for _ in range(one.num_envs)]) for _ in range(warm)]
     act = lambda t: plan[t % warm]
     def exact(seed: int) -> bool:
         one.reset(seed), two.reset(seed + 1)

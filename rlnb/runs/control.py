@@ -36,7 +36,7 @@ def send(path: str | Path, what: str, **args: Any) -> Path:
 def _parse(file: Path) -> dict[str, Any]:
     "What a file says"
     if file.stat().st_size == 0: return dict(what=file.stem.split('-')[-1], nonce=file.name)
-    said = read_json(file, 1 << 16)
+    said = read_json(file, 1 << 14)        # less than a line of events.jsonl may have: what is done can be recorded
     return said if isinstance(said, dict) else {}
 
 # %% ../../nbs/40_runs/15_control.ipynb #f2e55ec0
@@ -51,7 +51,7 @@ class Inbox:
         for f in sorted(p for p in self.folder.iterdir() if p.suffix == '.cmd' and not p.name.startswith('.')):
             try: said = _parse(f)
             except (RlnbError, OSError): said = {}
-            what = said.get('what') if said.get('what') in COMMANDS else 'unknown'
+            what = said.get('what') if said.get('what') in list(COMMANDS) else 'unknown'
             found.append({**said, 'what': what, 'nonce': str(said.get('nonce', f.name))[:80], 'file': f.name})
         return found
     def done(self, command: dict[str, Any]) -> None:

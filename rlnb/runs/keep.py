@@ -6,16 +6,18 @@
 __all__ = ['manifest', 'manifest_of_best', 'Keeper', 'retired', 'resume_point', 'set_aside']
 
 # %% ../../nbs/40_runs/35_keep.ipynb #84c31570
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import BadInput, NoCheckpoint, plain
+from ..core.errors import BadInput, DiskError, NoCheckpoint, plain
 from ..core.folder import quarantine, remove_dir, sweep, verify_dir
-from ..core.io import Damaged, digest, read_json, shorten, write_json
+from ..core.io import Damaged, digest, read_json, shorten, to_json, write_json
 from .ckpt import Frozen, at_step, save_state, steps_saved
+from .events import read_events
 from .run import Run
 from .tape import whole
 
@@ -44,8 +46,12 @@ def _whole(folder: Path) -> bool:
 
 def manifest_of_best(path: str | Path) -> dict[str, Any] | None:
     "Step and score of the best checkpoint, if one was named"
-    f = Path(path)/'ckpt'/'best.json'
-    return read_json(f) if f.is_file() else None
+    try: b = read_json(Path(path)/'ckpt'/'best.json')
+    except (Damaged, DiskError): return None
+    whole = isinstance(b, dict) and isinstance(b.get('step'), int) and b.pop('seal', '') == _seal(b)
+    return b if whole else None
+
+def _seal(x: dict[str, Any]) -> str: return hashlib.sha256(to_json(x).encode()).hexdigest()[:16]
 
 # %% ../../nbs/40_runs/35_keep.ipynb #908bfac5
 class Keeper:
@@ -59,21 +65,26 @@ class Keeper:
     def save(self, state: dict | Frozen, step: int, kind: str, **facts: Any) -> str:
         "Write one, verify it, let go of old ones; returns its seal, '' if this step is there already"
         if step in self.sound: return ''
-        if at_step(self.path, step).exists():        # of a former life, damaged or not: it makes room
-            if _whole(at_step(self.path, step)): return ''
+        if at_step(self.path, step).exists():        # of a former life; a damaged one makes room
+            if self.has(step): return ''
             quarantine(at_step(self.path, step), self.path/'quarantine')
         seal = save_state(at_step(self.path, step), state, self.check, step=step, kind=kind, **facts)
         verify_dir(at_step(self.path, step))
         self.sound.add(step)
         self.retire()
         return seal
+    def has(self, step: int) -> bool:
+        "Is there a whole one of this step?"
+        if step not in self.sound and _whole(at_step(self.path, step)): self.sound.add(step)
+        return step in self.sound
     def retire(self) -> None:
         "Delete what is older than the last `keep`, and not the best"
         for step in retired(self.path, self.keep):
             if len([s for s in self.sound if s > step]) >= 2: remove_dir(at_step(self.path, step))
     def name_best(self, step: int, score: float, **facts: Any) -> None:
         "Point at the best one"
-        write_json(self.path/'ckpt'/'best.json', dict(step=step, score=score, **facts))
+        named = dict(step=step, score=score, **facts)
+        write_json(self.path/'ckpt'/'best.json', named | dict(seal=_seal(named)))
 
 # %% ../../nbs/40_runs/35_keep.ipynb #f878bc8f
 def retired(path: str | Path, keep: int) -> list[int]:
@@ -86,6 +97,10 @@ def retired(path: str | Path, keep: int) -> list[int]:
 def _fits(path: Path, m: dict[str, Any]) -> None:
     "Raise `Damaged` unless the rows that a checkpoint was written beside are still the same, on the tape too"
     if tape := m.get('replay'): whole(path, tape)
+    if told := m.get('events'):
+        events = read_events(path)
+        if told['n'] and (len(events) < told['n'] or events[told['n'] - 1]['hash'] != told['hash']):
+            raise Damaged(path/'events.jsonl', f"its first {told['n']} lines are not those that checkpoint {m['step']} was written beside")
     rows = m.get('metrics')
     if not rows: return
     seen, size = digest(path/'metrics.jsonl', rows['offset'])

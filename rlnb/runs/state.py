@@ -66,5 +66,6 @@ def read_state(path: str | Path, patience: float = 60.) -> dict[str, Any]:
     if not (path/'state.json').exists(): return dict(phase='new', step=0)
     try: s = read_json(path/'state.json')
     except RlnbError: s = {}
-    if not isinstance(s, dict) or s.get('phase') not in LIVE + ENDED: return dict(phase='lost', step=0, unreadable=True)
+    numbers = isinstance(s, dict) and all(isinstance(s.get(k, 0), int) for k in ('pid', 'step', 'beat'))
+    if not numbers or s.get('phase') not in [*LIVE, *ENDED]: return dict(phase='lost', step=0, unreadable=True)
     return {**s, 'phase': 'lost'} if s['phase'] in LIVE and _gone(path, s, patience) else s

@@ -116,7 +116,7 @@ def fork(self: Run, at: int | str = 'latest', name: str = '', root: str | Path |
     new = create(root or self.path.parent, name or f'{self.name}-{step}', facts(exp, parent=parent))
     if rows := m.get('metrics'): write_bytes(new.path/'metrics.jsonl', read_bytes(self.path/'metrics.jsonl', 1 << 34)[:rows['offset']])
     if self.probe: write_json(new.path/'probe.json', self.probe)
-    kept = {k: v for k, v in m.items() if k not in ('files', 'sha256', 'events', 'step')}
+    kept = {k: v for k, v in m.items() if k not in ('files', 'sha256', 'events', 'step', 'why')}
     seal = save_state(at_step(new.path, step), state, step=step, **kept)
     events = Events(new.path)
     events.add('fork', step, of=self.name, seal=m['sha256'], changes=changes)

@@ -8,6 +8,7 @@ __all__ = ['Due', 'beside', 'finite', 'Checkpoint']
 # %% ../../nbs/50_train/22_save.ipynb #6f3fa5dc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def beside(t: Any, events: Events | None) -> dict[str, Any]:
     if t.rows is None: return {}
     offset = t.rows.sync()
     kept: dict[str, Any] = dict(metrics=dict(offset=offset, sha256=t.rows.sha256))
+    if events: events.log.sync()
     return kept | (dict(events=dict(n=len(events.rows), hash=events.last)) if events else {})
 
 def finite(agent: Any) -> bool:
@@ -56,6 +58,7 @@ class Checkpoint(Callback):
     facts: Callable[..., dict[str, Any]]
     _bound: Callable[..., None]
     _copy: Callable[..., None]
+    tell: Callable[..., None]
     copied: float                    # when
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
@@ -65,6 +68,7 @@ class Checkpoint(Callback):
         self.asked, self.cost, self.failed, self.began = '', 0., 0, time.monotonic()
         self.good: tuple[Frozen, dict[str, Any], Any, int] | None = None      # in memory: the last good state, its facts, memory and row
         self.tape = Tape(keeper.path)
+        self.untold: list[tuple[int, str]] = []                               # failures that no event could tell yet
 
     def ask(self, kind: str) -> None:
         "Have a checkpoint made at the end of this iteration"
@@ -94,7 +98,8 @@ def _bound(self: Checkpoint, t: Any, due: bool) -> None:
 
 @patch
 def _copy(self: Checkpoint, t: Any) -> None:
-    if finite(t.agent): self.good = freeze(t.state_dict(rows=False)), self.facts(t), t.buffer, t.buffer.written
+    with suppress(DiskError):                     # the former copy stays
+        if finite(t.agent): self.good = freeze(t.state_dict(rows=False)), self.facts(t), t.buffer, t.buffer.written
     self.copied = time.monotonic()
 
 @patch
@@ -114,16 +119,27 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
         seal = self.keeper.save(t.state_dict(rows=False), kind=kind, resume=resume, **self.facts(t), **more)
     except DiskError as e:
         self.failed += 1
-        if self.events: self.events.add('unsaved', t.step, sync=False, cause=str(e))
+        self.tell(t.step, str(e))
         if self.failed >= 3: raise
         return ''
     finally: self.last = self.copied = time.monotonic()
     self.failed, self.good, self.cost = 0, None, time.perf_counter() - then
     self.wait = max(self.least, 100*self.cost)
-    if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
     if t.rows is not None: t.durable = t.rows.sync()
-    trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
+    with suppress(DiskError):
+        self.tell()
+        if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
+        trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
+
+@patch
+def tell(self: Checkpoint, step: int = 0, cause: str = '') -> None:
+    "An event for each failure, as soon as the disk takes one"
+    if cause: self.untold.append((step, cause))
+    with suppress(DiskError):
+        while self.untold and self.events:
+            self.events.add('unsaved', self.untold[0][0], sync=False, cause=self.untold[0][1])
+            self.untold.pop(0)
 
 # %% ../../nbs/50_train/22_save.ipynb #b754fbbc
 @patch

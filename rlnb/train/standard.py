@@ -10,12 +10,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, DiskError
 from ..core.schedule import KLAdaptive, Plateau
 from ..core.seed import isolated
 from ..evaluation.evaluate import play
+from ..runs.keep import manifest_of_best
 from .callback import Callback, Enough
 from .save import Checkpoint, Due
 from .track import fetch
@@ -55,10 +57,16 @@ class Evaluate(Callback):
 class Best(Callback):
     "Names the checkpoint of the best look"
     order = 92
-    def __init__(self, evaluate: Evaluate, saver: Checkpoint): self.evaluate, self.saver = evaluate, saver
+    def __init__(self, evaluate: Evaluate, saver: Checkpoint): self.evaluate, self.saver, self.named = evaluate, saver, 0
+    def before_fit(self, t: Any) -> None:
+        self.named = int((manifest_of_best(self.saver.keeper.path) or {}).get('step', 0))
+        self.after_learn(t)
     def after_learn(self, t: Any) -> None:
-        if self.evaluate.best_step == t.step and t.step in self.saver.keeper.sound:
-            self.saver.keeper.name_best(t.step, self.evaluate.sign*self.evaluate.best, iter=t.iter)
+        step = self.evaluate.best_step
+        if step in (0, self.named) or not self.saver.keeper.has(step): return
+        with suppress(DiskError):                                  # asked again after the next iteration
+            self.saver.keeper.name_best(step, self.evaluate.sign*self.evaluate.best)
+            self.named = step
 
 # %% ../../nbs/50_train/26_standard.ipynb #29554a62
 class EarlyStop(Callback):

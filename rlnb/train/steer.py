@@ -11,11 +11,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import BadInput, did_you_mean
+from ..core.errors import BadInput, DiskError, did_you_mean
 from ..core.field import members
 from ..runs.control import Inbox
 from ..runs.events import Events
@@ -50,7 +51,10 @@ class Status(Callback):
 
     def before_fit(self, t: Any) -> None:
         self.was = self.first = t.step, time.monotonic()
-        self.state.phase('running', step=t.step, iter=t.iter, total=t.target)
+        self.enter('running', step=t.step, iter=t.iter, total=t.target)
+    def enter(self, phase: str, **facts: Any) -> None:
+        "Say so, if the disk takes it"
+        with suppress(DiskError): self.state.phase(phase, **facts)
     def after_learn(self, t: Any) -> None:
         if time.monotonic() - self.state.last >= self.state.every: self.tell(t)
     def tell(self, t: Any, **more: Any) -> None:
@@ -59,19 +63,22 @@ class Status(Callback):
         sps = (t.step - a)/max(b - then, 1e-9)
         self.was = t.step, b
         left = max(t.target - t.step, 0)/max((t.step - self.first[0])/max(b - self.first[1], 1e-9), 1e-9)
-        self.state.write(step=t.step, iter=t.iter, episodes=t.ended, sps=round(sps, 1), eta=round(left, 1), **more)
+        with suppress(DiskError):
+            self.state.write(step=t.step, iter=t.iter, episodes=t.ended, sps=round(sps, 1), eta=round(left, 1), **more)
 
 # %% ../../nbs/50_train/23_steer.ipynb #2b72c6ef
 def live(cfg: Any) -> list[str]:
     "Fields of a configuration that may change while it is in use: real numbers and schedules"
     return [f.name for f in cfg.fields() if f.sched or float in members(f.type)]
 
-def change(agent: Any, changes: Mapping[str, Any]) -> None:
+def change(agent: Any, changes: Mapping[str, Any], record: Callable[[], Any] = lambda: None) -> None:
     "Give an agent other settings, all or none"
     can = live(agent.cfg)
     for k in changes:
         if k not in can: raise BadInput(f'set.{k}'[:80], 'can not be changed while it trains', did_you_mean(k, can) or 'one of ' + ', '.join(can))
-    agent.cfg = agent.cfg.override(changes)
+    cfg = agent.cfg.override(changes)
+    record()
+    agent.cfg = cfg
     agent.__dict__.pop('_graphs', None)                   # compiled with the former numbers
 
 # %% ../../nbs/50_train/23_steer.ipynb #58ceaf15
@@ -81,6 +88,7 @@ class Control(Callback):
     look: Callable[..., bool]
     _take: Callable[..., str]
     obey: Callable[..., None]
+    apply: Callable[..., None]
     rest: Callable[..., None]
     again: Callable[..., None]
 
@@ -88,20 +96,25 @@ class Control(Callback):
                  deadline: float = float('inf'), every: float = .25):        # deadline: in seconds of time.monotonic()
         self.inbox, self.events, self.status, self.saver, self.signals = inbox, events, status, saver, signals
         self.deadline, self.every = deadline, every
-        self.looked, self.why, self.changes = 0., '', {}   # type: ignore[var-annotated]
+        self.looked, self.polled, self.why, self.changes = 0., 0., '', {}   # type: ignore[var-annotated]
+        self.agent: Any = None
         self.waiting: list[dict[str, Any]] = []                       # changes of a former life, to be applied again
         self.known = {e['nonce'] for e in events.rows if 'nonce' in e}
-    def state_dict(self) -> dict: return dict(changes=dict(self.changes))
+    def state_dict(self) -> dict:
+        now = self.agent.cfg.to_dict() if self.agent else {}      # what holds now: a rule may have moved it since
+        return dict(changes={k: now.get(k, v) for k, v in self.changes.items()})
     def load_state_dict(self, d: dict) -> None: self.changes = dict(d['changes'])
 
     def before_fit(self, t: Any) -> None:
+        self.agent = t.agent
         if self.changes: change(t.agent, self.changes)
         self.again(t)
         t.collector.stop = self.look
     def after_fit(self, t: Any) -> None: t.collector.stop = lambda: False
     def after_learn(self, t: Any) -> None:
         self.again(t)
-        if time.monotonic() - self.looked > self.every:
+        if time.monotonic() - self.polled > self.every:            # a clock of its own: `look` has just been asked, all through the rollout
+            self.polled = time.monotonic()
             for c in self.inbox.poll(): self.obey(t, c)
         if t.__dict__.pop('pause_asked', False): self.rest(t)          # by a callback that saw trouble
         if self.look(): raise CancelFit(self.why)
@@ -130,37 +143,42 @@ def _take(self: Control, c: Mapping[str, Any]) -> str:
 def obey(self: Control, t: Any, c: dict[str, Any]) -> None:
     "Do one command; what can't be done is told in an event, and nothing else happens"
     what, seen = c['what'], c['nonce'] in self.known
-    self.known.add(c['nonce'])
     try:
-        if what == 'set' and not seen:
-            change(t.agent, c.get('changes') or {})
-            self.changes |= c['changes']
-            self.events.add('set', t.step, changes=c['changes'], nonce=c['nonce'])
-        elif what == 'unknown': raise BadInput('command', 'can not be read')
+        if what == 'set' and not seen: self.apply(t, c)
+        elif what == 'unknown' and not seen: raise BadInput('command', 'can not be read')
     except BadInput as e: self.events.add('refused', t.step, cause=str(e), nonce=c['nonce'])
+    except DiskError: return                              # it could not be recorded, so it did not happen: it is asked again
+    self.known.add(c['nonce'])
     if what == 'checkpoint': self.saver.ask('command')
     if what == 'stop': self.why = 'stop'
     self.inbox.done(c)
-    if what == 'pause': self.rest(t, c['nonce'])
+    if what == 'pause' and not seen: self.rest(t, c['nonce'])
+
+@patch
+def apply(self: Control, t: Any, c: dict[str, Any]) -> None:
+    "Change settings: recorded first, so that no change is ever without a record"
+    if not isinstance(c.get('changes'), dict): raise BadInput('set', 'nothing to change', '{"changes": {"lr": 1e-4}}')
+    change(t.agent, c['changes'], lambda: self.events.add('set', t.step, changes=c['changes'], nonce=c['nonce']))
+    self.changes |= c['changes']
 
 # %% ../../nbs/50_train/23_steer.ipynb #f1934da4
 @patch
 def rest(self: Control, t: Any, nonce: str = '') -> None:
     "Sleep until somebody says `continue` or `stop`"
-    self.events.add('pause', t.step, nonce=nonce)
+    with suppress(DiskError): self.events.add('pause', t.step, nonce=nonce)
     self.saver.saved(t, 'command', resume=self.saver.tier != 'boundary')
-    self.status.state.phase('paused', step=t.step)
+    self.status.enter('paused', step=t.step)
     resting = True
     while resting and not self.why:
         time.sleep(.05)
-        self.status.state.beat()
+        with suppress(DiskError): self.status.state.beat()
         for c in self.inbox.poll():
             resting = resting and c['what'] != 'continue'
             if c['what'] != 'pause': self.obey(t, c)
             else: self.inbox.done(c)
         if self.saver.asked: self.saver.saved(t, self.saver.asked)
         if self.look(): break
-    self.events.add('continue', t.step)
+    with suppress(DiskError): self.events.add('continue', t.step)
     self.status.before_fit(t)
 
 @patch

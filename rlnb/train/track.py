@@ -8,9 +8,11 @@ __all__ = ['summary', 'fetch', 'row_of', 'Record', 'spent', 'Profile', 'say', 'P
 # %% ../../nbs/50_train/20_track.ipynb #e0924c10
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
+from ..core.errors import DiskError
 from ..core.rows import Jsonl
 from ..core.running import Window
 from ..core.text import ascii_safe, duration, si
@@ -56,17 +58,21 @@ class Record(Callback):
         self.cut = self.sync()
         if self.log: self.log.close()
     def flush(self) -> None:
-        "Write the rows that wait"
-        for row in self.waiting: self.log.append(_row(*row))       # type: ignore[union-attr]
-        self.waiting, self.then = [], perf_counter()
+        "Write the rows that wait; where the disk takes none they go on waiting"
+        self.then = perf_counter()
+        with suppress(DiskError): self._write()
+    def _write(self) -> None:
+        while self.waiting and self.log:
+            self.log.append(_row(*self.waiting[0]))
+            self.waiting.pop(0)
     def sync(self) -> int:
         "All rows on the disk; how many bytes they are"
-        self.flush()
+        self._write()
         return self.log.sync() if self.log and not self.log.closed else self.cut or 0
     @property
     def sha256(self) -> str: return self.log.sha256 if self.log else ''
     def state_dict(self) -> dict[str, Any]:
-        self.flush()
+        self._write()
         return dict(offset=self.log.offset if self.log else self.cut or 0)
     def load_state_dict(self, d: dict[str, Any]) -> None: self.log, self.cut = None, int(d['offset'])
 
@@ -78,16 +84,17 @@ def spent(t: Any) -> dict[str, float]:
 class Profile(Callback):
     "perf.jsonl: where the time went"
     order = 60
-    def __init__(self, every: float = .25): self.every = every      # seconds between two rows
+    def __init__(self, every: float = .25): self.every, self.due = every, 0.      # seconds between two rows; the first one comes at once
     def before_fit(self, t: Any) -> None: self.log, self.was, self.then = Jsonl(t.run/'perf.jsonl'), spent(t), perf_counter()
     def after_learn(self, t: Any) -> None:
         now = perf_counter()
-        if now - self.then < self.every and t.step < t.target: return
+        if now < self.due and t.step < t.target: return
         seen = spent(t)
         part = {k: seen[k] - self.was[k] for k in seen}
         sps = part.pop('step')/max(now - self.then, 1e-9)
-        self.log.append({'step': t.step, 'time/sps': round(sps, 1), **{f'time/{k}': round(v, 6) for k, v in part.items()}})
-        self.was, self.then = seen, now
+        with suppress(DiskError):                 # seconds are not worth a run
+            self.log.append({'step': t.step, 'time/sps': round(sps, 1), **{f'time/{k}': round(v, 6) for k, v in part.items()}})
+        self.was, self.then, self.due = seen, now, now + self.every
     def after_fit(self, t: Any) -> None: self.log.close()
 
 # %% ../../nbs/50_train/20_track.ipynb #82af03ce

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from ..core.errors import RlnbError, exit_code, one_line, plain
-from ..core.text import ascii_safe
+from ..core.text import ascii_safe, redact
 
 # %% ../../nbs/50_train/60_worker.ipynb #e9fc1cae
 def parser() -> argparse.ArgumentParser:
@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rlnb.train.track import Progress
         phase = fit(Run(a.run), a.steps, a.episodes, [Progress(every=5.)], a.rescale, worker=True, allow=a.allow_import).phase
     except BaseException as e:
-        if not isinstance(e, RlnbError) or e.__cause__ is not None: traceback.print_exc()
+        if not isinstance(e, RlnbError) or e.__cause__ is not None: sys.stderr.write(str(redact(traceback.format_exc())))
         line = str(e) if isinstance(e, RlnbError) else one_line(e)
-        sys.stderr.write(ascii_safe(plain(f'rlnb: {line}')) + '\n')
+        sys.stderr.write(ascii_safe(plain(f'rlnb: {redact(line)}')) + '\n')
         return exit_code(e)
     return 0 if phase == 'finished' else 75
 
