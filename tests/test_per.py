@@ -119,7 +119,7 @@ def test_new_rows_get_the_largest_priority_there_ever_was():
 
 def test_errors_of_rows_that_are_gone_change_nothing():
     per, book = Prioritised(alpha=1.), Book(1., .4, 1e-6)
-    ring, c = lived(per, book, mode='same')
+    ring, _ = lived(per, book, mode='same')
     before = per.sums.values.copy()
     ring.update(torch.tensor([0, 1, 2]), torch.tensor([50., 50., 50.]))
     assert np.array_equal(per.sums.values, before) and per.top < 50

@@ -48,10 +48,10 @@ def _spec(env: Any, frames: tuple[int, int] | None, extra: dict) -> dict[str, An
 # %% ../../nbs/20_buffers/20_replay.ipynb #2d4d21ce
 class Replay(Buffer):
     "The last `size` transitions of N worlds"
-    sample: Callable[..., Batch]; gather: Callable[[np.ndarray], Batch]
+    sample: Callable[..., Batch]; gather: Callable[[np.ndarray], Batch]; update: Callable[[Any, Any], None]
     low: int             # the oldest row that may be drawn
     _book: Callable[[int, int], None]; _frame: Callable[[], None]; _fold: Callable[..., tuple]
-    _seen: Callable[..., Any]; _next: Callable[..., Any]; _after: Callable[..., Any]; _newest: Callable[..., Any]; _joined: Callable[..., Any]
+    obs_at: Callable[..., Any]; obs_after: Callable[..., Any]; after: Callable[..., Any]; _newest: Callable[..., Any]; _joined: Callable[..., Any]
 
     def __init__(self, size: int, env: Any, gamma: float = .99, n_step: int = 1, seed: int = 0, starts: int = 1,
                  frames: tuple[int, int] | None = None,    # (how many are stacked, along which axis of an observation: 0 or -1)
@@ -186,23 +186,24 @@ def _fold(self: Replay, w: np.ndarray, reward: np.ndarray, term: np.ndarray, ove
     return w[0] + self.num_envs*(k - 1), ret, self.powers[k]*~term[k - 1, np.arange(w.shape[1])]
 
 @patch
-def _after(self: Replay, last: np.ndarray) -> Any:
+def after(self: Replay, last: np.ndarray, part: str = '') -> Any:     # part: one of a Dict's
     "What was seen after these rows, in truth"
-    obs, number = pick(self.flat.obs, (last + self.num_envs) % self.M), self.link.ravel().take(last % self.M)
-    if len(hit := number.nonzero()[0]): place(obs, hit, self.ends.at(number[hit]))
+    whole, ends = (self.flat.obs[part], self.ends.obs[part]) if part else (self.flat.obs, self.ends.obs)
+    obs, number = pick(whole, (last + self.num_envs) % self.M), self.link.ravel().take(last % self.M)
+    if len(hit := number.nonzero()[0]): place(obs, hit, pick(ends, number[hit] % len(self.ends.row)))
     return obs
 
 @patch
-def _seen(self: Replay, f: np.ndarray) -> Any:
+def obs_at(self: Replay, f: np.ndarray) -> Any:
     "What was seen in these rows"
     if not self.k: return pick(self.flat.obs, f % self.M)
     age = self.flat.age.take(f % self.M)
     return self._joined([self.flat.obs.take((f - self.num_envs*np.minimum(i, age)) % self.M, 0) for i in range(self.k)[::-1]])
 
 @patch
-def _next(self: Replay, last: np.ndarray) -> Any:
+def obs_after(self: Replay, last: np.ndarray) -> Any:
     "What was seen after these rows: one frame newer"
-    one = self._after(last)
+    one = self.after(last)
     if not self.k: return one
     age = self.flat.age.take(last % self.M)
     return self._joined([*(self.flat.obs.take((last - self.num_envs*np.minimum(i, age)) % self.M, 0) for i in range(self.k - 1)[::-1]), one])
@@ -219,15 +220,16 @@ def gather(self: Replay, f: np.ndarray) -> Batch:
         goal, reward, term = self.relabel(w, reward, term)
         over = over | term
     last, ret, discount = self._fold(w, reward, term, over) if self.n_step > 1 else (f, reward[0], self.powers[1]*~term[0])
-    b = Batch({k: pick(d[k], p[0]) for k in ('act', *self.extra)}, obs=self._seen(f), reward=ret, discount=discount, next_obs=self._next(last))
+    b = Batch({k: pick(d[k], p[0]) for k in ('act', *self.extra)}, obs=self.obs_at(f), reward=ret, discount=discount, next_obs=self.obs_after(last))
     if goal is not None: b.obs['desired_goal'] = b.next_obs['desired_goal'] = goal
     return b
 
 @patch
 def sample(self: Replay, n: int, progress: float = 0.) -> Batch:
     "n transitions as tensors, with their weight and their number (`row`)"
+    from torch import from_numpy
     f, weight = self.sampler.draw(n, progress)
-    b = tensors(Batch(self.gather(f), weight=weight, row=f))
+    b = Batch(self.gather(f), weight=weight, row=f).map(from_numpy)
     return b if self.device == 'cpu' else b.to(self.device)
 
 @patch
