@@ -118,7 +118,8 @@ def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
         x = curve_of(r, budget)[0]
         ends.append(float(x[-1]) if len(x) else float(r.result.get('steps', 0)))
     asked = sorted({r.result.get('steps', 0) for r in every})
-    if measure == 'final' and asked[-1] > 1.05*asked[0]: notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
+    if measure == 'final' and asked[-1] > 1.05*asked[0]:
+        notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
     scores: dict[str, list[float]] = {}
     for name, rs in by.items():
         found = {r.name: score_of(r, measure, budget, min(ends)) for r in rs}

@@ -20,6 +20,7 @@ from ..core.text import duration, esc
 from ..core.text import table as _table
 from .compare import Comparison, compare, curve_of
 from .plots import Picture
+from .stats import Estimate
 from .tests import verdict_rows
 
 # %% ../../nbs/45_evaluation/45_report.ipynb #e10b429f
@@ -128,7 +129,7 @@ def run_rows(c: Comparison) -> list[tuple]:
         for r in rs:
             res, (_, y) = r.result, curve_of(r)
             ret = res.get('return', {})
-            final = f"{ret['mean']:.4g} [{ret['low']:.4g}, {ret['high']:.4g}]" if ret else None
+            final = repr(Estimate(*(float(ret[k]) for k in ('mean', 'low', 'high')))) if ret else None
             best, last = (float(y.max()), float(y[-1])) if len(y) else (None, None)
             seed = str(r.config.get('experiment', {}).get('seed', ''))
             rows.append((arm, r.name, seed, res.get('steps'), final, best, last, duration(res.get('seconds')), res.get('phase', 'no result')))
