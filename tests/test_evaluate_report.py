@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from rlnb.all import train
 from rlnb.core.io import write_json
 from rlnb.evaluation.compare import compare
 from rlnb.evaluation.report import report
 from rlnb.runs.run import Run
-from rlnb.train.experiment import train
+
 
 REFERENCES = dict(random=22, solved=475)
 

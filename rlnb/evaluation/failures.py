@@ -126,6 +126,7 @@ def _group(e: Evaluation, ends: np.ndarray, values: list[list[float]], at: np.nd
     what = f'{names[j]} = {mid[j]:.3g}' if abs(far[j]) > .1 else 'nothing'
     return Group(ended, at.tolist(), float(e['length'][at].mean()), what, near, start, last)
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #8c5dff77
 def failures(agent: Any, env: str, episodes: int = 100, too_little: float | None = None,     # a return below this is a failure
              seed: int = 0, explore: bool = False, sensors: list[str] | None = None, most: int = 4, num_envs: int = 20, **kw: Any) -> Failures:
     "Play, and group the failed episodes by how they ended"
@@ -153,6 +154,7 @@ class Replay(NamedTuple):
     reward: np.ndarray
     pictures: list[np.ndarray]
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #af4c0954
 class _Found(Exception): pass
 
 def replay(agent: Any, env: str, e: Evaluation, index: int,

@@ -60,6 +60,7 @@ summary{cursor:pointer;color:#0059a0}@media print{body{margin:0;max-width:none;f
 figure,table,p{break-inside:avoid}.wide{overflow:visible}table{font-size:8.5pt}th,td{white-space:normal;padding:.15rem .4rem}}'''
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
+# %% ../../nbs/45_evaluation/45_report.ipynb #70b7c46c
 @dataclass(frozen=True)
 class Report:
     "Sections of blocks under a title"
@@ -94,6 +95,7 @@ def markdown(self: Report, stem: str = 'report') -> str:
             out.append(b.markdown(f'{stem}-{n}.svg'))
     return '\n\n'.join(out) + '\n'
 
+# %% ../../nbs/45_evaluation/45_report.ipynb #37e76cf4
 @patch
 def notebook(self: Report, code: str = '') -> dict[str, Any]:
     "The same as a notebook: Markdown cells with their pictures attached, and the code that makes the report again"
@@ -109,6 +111,7 @@ def notebook(self: Report, code: str = '') -> dict[str, Any]:
     kernel = dict(display_name='Python 3', language='python', name='python3')
     return dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
 
+# %% ../../nbs/45_evaluation/45_report.ipynb #1a94669f
 @patch
 def save(self: Report, path: str | Path, code: str = '') -> Path:
     "Write .html, .md (with its pictures beside it) or .ipynb"
