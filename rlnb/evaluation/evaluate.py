@@ -109,6 +109,7 @@ class Evaluation:
     columns: dict[str, list[float]] = field(repr=False)
     unfinished: int = 0                     # episodes that were asked for and did not end within the limit
     schema: int = 1
+    table: ClassVar[Callable[..., str]]
     summary: ClassVar[Callable[..., dict[str, Any]]]
     pick: ClassVar[Callable[[str], int]]
     to_dict: ClassVar[Callable[..., dict[str, Any]]]
@@ -124,10 +125,6 @@ class Evaluation:
         "Share of successful episodes, of those that say; NaN where none does"
         s = self['success']
         return float(np.nanmean(s)) if np.isfinite(s).any() else float('nan')
-
-    def table(self, fmt: str = 'text') -> str:
-        "A row for each thing that was measured"
-        return _table(_rows(self), (f'{len(self)} episodes', 'mean', '95 % over episodes', 'min', 'max'), fmt)
 
 # %% ../../nbs/45_evaluation/10_evaluate.ipynb #00e116be
 @patch
@@ -150,6 +147,11 @@ def pick(self: Evaluation, which: str) -> int:
 def _rows(self: Evaluation) -> list[tuple[Any, ...]]:
     told = [k for k in ('return', 'length', 'success', 'cost') if np.isfinite(self[k]).any()]
     return [(k, s['mean'], f"[{s['low']:.4g}, {s['high']:.4g}]", s['min'], s['max']) for k in told for s in [self.summary(k)]]
+
+@patch
+def table(self: Evaluation, fmt: str = 'text') -> str:
+    "A row for each thing that was measured"
+    return _table(_rows(self), (f'{len(self)} episodes', 'mean', '95 % over episodes', 'min', 'max'), fmt)
 
 @patch
 def __repr__(self: Evaluation) -> str:

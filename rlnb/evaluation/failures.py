@@ -123,8 +123,10 @@ def _group(e: Evaluation, ends: np.ndarray, values: list[list[float]], at: np.nd
     near = int(at[(((ends[at] - mid)/spread)**2).sum(1).argmin()])
     told = [values[i] for i in at if values[i]]
     start, last = (float(np.mean([f(v) for v in told])) if told else float('nan') for f in (lambda v: v[0], lambda v: np.mean(v[-5:])))
-    return Group(ended, at.tolist(), float(e['length'][at].mean()), f'{names[j]} = {mid[j]:.3g}', near, start, last)
+    what = f'{names[j]} = {mid[j]:.3g}' if abs(far[j]) > .1 else 'nothing'
+    return Group(ended, at.tolist(), float(e['length'][at].mean()), what, near, start, last)
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #8c5dff77
 def failures(agent: Any, env: str, episodes: int = 100, too_little: float | None = None,     # a return below this is a failure
              seed: int = 0, explore: bool = False, sensors: list[str] | None = None, most: int = 4, num_envs: int = 20, **kw: Any) -> Failures:
     "Play, and group the failed episodes by how they ended"
@@ -152,6 +154,7 @@ class Replay(NamedTuple):
     reward: np.ndarray
     pictures: list[np.ndarray]
 
+# %% ../../nbs/45_evaluation/35_failures.ipynb #af4c0954
 class _Found(Exception): pass
 
 def replay(agent: Any, env: str, e: Evaluation, index: int,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 from gymnasium import spaces
 
 from ..core.batch import Array
@@ -161,9 +162,11 @@ class Degradation:
         rows = [(r['strength'], r['mean'], f"[{r['low']:.4g}, {r['high']:.4g}]") for r in self.rows()]
         return _table(rows, (self.kind, 'return', '95 % over episodes'), fmt)
     def __repr__(self) -> str: return f'{self.table()}\nkept: {self.kept:.2f}'
-    def _repr_html_(self) -> str: return self.table('html')
 
-# %% ../../nbs/45_evaluation/18_perturb.ipynb #54cd9f20
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #daf6d753
+@patch
+def _repr_html_(self: Degradation) -> str: return self.table('html')
+
 def sensor_scale(agent: Any, env: Any, episodes: int = 10, seed: int = 0, num_envs: int = 10, **kw: Any) -> np.ndarray:
     "Standard deviation of each sensor while the agent plays"
     seen: list[np.ndarray] = []

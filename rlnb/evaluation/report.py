@@ -20,6 +20,7 @@ from ..core.text import duration, esc
 from ..core.text import table as _table
 from .compare import Comparison, compare, curve_of
 from .plots import Picture
+from .stats import Estimate
 from .tests import verdict_rows
 
 # %% ../../nbs/45_evaluation/45_report.ipynb #e10b429f
@@ -59,6 +60,7 @@ summary{cursor:pointer;color:#0059a0}@media print{body{margin:0;max-width:none;f
 figure,table,p{break-inside:avoid}.wide{overflow:visible}table{font-size:8.5pt}th,td{white-space:normal;padding:.15rem .4rem}}'''
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
+# %% ../../nbs/45_evaluation/45_report.ipynb #70b7c46c
 @dataclass(frozen=True)
 class Report:
     "Sections of blocks under a title"
@@ -93,6 +95,7 @@ def markdown(self: Report, stem: str = 'report') -> str:
             out.append(b.markdown(f'{stem}-{n}.svg'))
     return '\n\n'.join(out) + '\n'
 
+# %% ../../nbs/45_evaluation/45_report.ipynb #37e76cf4
 @patch
 def notebook(self: Report, code: str = '') -> dict[str, Any]:
     "The same as a notebook: Markdown cells with their pictures attached, and the code that makes the report again"
@@ -108,6 +111,7 @@ def notebook(self: Report, code: str = '') -> dict[str, Any]:
     kernel = dict(display_name='Python 3', language='python', name='python3')
     return dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
 
+# %% ../../nbs/45_evaluation/45_report.ipynb #1a94669f
 @patch
 def save(self: Report, path: str | Path, code: str = '') -> Path:
     "Write .html, .md (with its pictures beside it) or .ipynb"
@@ -128,7 +132,7 @@ def run_rows(c: Comparison) -> list[tuple]:
         for r in rs:
             res, (_, y) = r.result, curve_of(r)
             ret = res.get('return', {})
-            final = f"{ret['mean']:.4g} [{ret['low']:.4g}, {ret['high']:.4g}]" if ret else None
+            final = repr(Estimate(*(float(ret[k]) for k in ('mean', 'low', 'high')))) if ret else None
             best, last = (float(y.max()), float(y[-1])) if len(y) else (None, None)
             seed = str(r.config.get('experiment', {}).get('seed', ''))
             rows.append((arm, r.name, seed, res.get('steps'), final, best, last, duration(res.get('seconds')), res.get('phase', 'no result')))

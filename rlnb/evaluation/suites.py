@@ -43,9 +43,7 @@ class Task(Config):
         if not self.slowest > self.fastest: raise BadInput('slowest', f'{self.slowest} with fastest = {self.fastest}', 'above fastest')
         if not self.seeds or len(set(self.seeds)) < len(self.seeds): raise BadInput('seeds', f'{list(self.seeds)}', 'at least one, each once')
 
-# %% ../../nbs/45_evaluation/15_suites.ipynb #c8fce876
-suites = Registry('suite')
-
+# %% ../../nbs/45_evaluation/15_suites.ipynb #15855108
 class Suite:
     "A named and versioned list of tasks"
     only: Callable[[str], 'Suite']
@@ -95,6 +93,7 @@ def _navigation() -> Suite:
                 for i, s in enumerate((0., .1, .2, .4))]
     return Suite('navigation', 1, [*levels('FourRooms-v0', -.8, .9), *levels('Maze-v0', -1., .9)])
 
+suites = Registry('suite')
 suites.add('classic', _classic())
 suites.add('navigation', _navigation())
 
