@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['C51Config', 'project', 'quantile_huber', 'C51']
 
-# %% ../../nbs/30_agents/45_c51.ipynb #395b8c8b
+# %% ../../nbs/30_agents/45_c51.ipynb #0b0ea839
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from ..core.nets import Flat
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
 
-# %% ../../nbs/30_agents/45_c51.ipynb #585ad674
+# %% ../../nbs/30_agents/45_c51.ipynb #3f818bf9
 @dataclass(frozen=True)
 class C51Config(Config):
     "What C51 and QR-DQN can be told"
@@ -53,7 +53,7 @@ class C51Config(Config):
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
     compile: bool = param(False, 'One compiled graph a gradient step')
 
-# %% ../../nbs/30_agents/45_c51.ipynb #faacfe18
+# %% ../../nbs/30_agents/45_c51.ipynb #1c2b153b
 def project(p: Tensor, values: Tensor, v_min: float, v_max: float) -> Tensor:
     "Probabilities p (B, m) of `values` (B, m) as probabilities of m values from v_min to v_max"
     m = p.shape[1]
@@ -70,7 +70,7 @@ def quantile_huber(theta: Tensor, y: Tensor) -> Tensor:
     x, goal = torch.broadcast_tensors(theta[:, :, None], y[:, None, :])
     return ((tau[:, None] - (goal < x).float()).abs()*huber(x, goal)).mean(2).sum(1)
 
-# %% ../../nbs/30_agents/45_c51.ipynb #295c9b31
+# %% ../../nbs/30_agents/45_c51.ipynb #b83e848d
 class C51(OffPolicy):
     "Distributional Q-learning"
     config = C51Config
@@ -107,7 +107,7 @@ class C51(OffPolicy):
 
 agents.add('c51', C51)
 
-# %% ../../nbs/30_agents/45_c51.ipynb #5b70c666
+# %% ../../nbs/30_agents/45_c51.ipynb #773d5894
 @patch
 def loss(self: C51, b: Batch) -> tuple[Tensor, Tensor]:
     "Cross-entropy or quantile loss towards the target; (metrics …, an error a row)"
@@ -129,6 +129,7 @@ def loss(self: C51, b: Batch) -> tuple[Tensor, Tensor]:
         info = torch.cat([torch.stack([b.weight*err, q, goal, spread]).mean(1), err])
     return (b.weight*err).mean(), info
 
+# %% ../../nbs/30_agents/45_c51.ipynb #90154814
 @patch
 def step(self: C51, b: Batch, progress: float) -> tuple[Tensor, Tensor]:
     "A gradient step; metrics, and an error a row"

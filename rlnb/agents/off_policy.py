@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_replay', 'Vectors', 'net_for', 'fast', 'OffPolicy']
 
-# %% ../../nbs/30_agents/30_off_policy.ipynb #67e3f2dd
+# %% ../../nbs/30_agents/30_off_policy.ipynb #a4b545ca
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..core.batch import Batch
 from ..core.nets import act_fn, mlp
 from ..envs.wrap import FrameStack
 
-# %% ../../nbs/30_agents/30_off_policy.ipynb #4d2b6322
+# %% ../../nbs/30_agents/30_off_policy.ipynb #1f9a7f31
 def make_replay(cfg: Any, env: Any, seed: int = 0, **extra: tuple) -> Replay:
     "The replay that a configuration describes"
     def knob(name: str, off: Any) -> Any: return getattr(cfg, name, off)
@@ -34,7 +34,7 @@ def make_replay(cfg: Any, env: Any, seed: int = 0, **extra: tuple) -> Replay:
     more: dict[str, Any] = dict(frames=frames, sampler=sampler, relabel=relabel, memmap=knob('memmap', ''), **extra)
     return Replay(cfg.buffer_size, env, cfg.gamma, knob('n_step', 1), seed, cfg.learning_starts, **more)
 
-# %% ../../nbs/30_agents/30_off_policy.ipynb #d45de214
+# %% ../../nbs/30_agents/30_off_policy.ipynb #23460323
 class Vectors(nn.Module):
     "A perceptron that sees a Dict of vectors as one vector"
     def __init__(self, names: list[str], net: nn.Module):
@@ -62,7 +62,7 @@ def fast(net: nn.Module) -> Callable[[Any], Any]:
         with torch.inference_mode(): return net({k: torch.as_tensor(v) for k, v in obs.items()}).numpy()
     return forward
 
-# %% ../../nbs/30_agents/30_off_policy.ipynb #4f911ea0
+# %% ../../nbs/30_agents/30_off_policy.ipynb #7d93e10c
 class OffPolicy(Agent):
     "Learns from a replay"
     keys: tuple[str, ...] = ()           # names of what `step` reports
@@ -89,19 +89,21 @@ class OffPolicy(Agent):
         self.num_envs = env.num_envs
         return make_replay(self.cfg, env, self.seed)
 
-    def learn(self, buffer: Replay, progress: float) -> dict[str, Any]:
-        "As many gradient steps as the new environment steps ask for"
-        n, self.owed = divmod(self.owed + buffer.fresh*self.cfg.updates, self.cfg.train_every)
-        total: Any = 0.
-        for _ in range(n):
-            b = buffer.sample(self.cfg.batch_size, progress)
-            info, err = self.step(b, progress)
-            self.count += 1
-            buffer.update(b.row, err)
-            total = total + info
-        return (dict(zip(self.keys, (total/n).unbind())) if n else {}) | self.bias(buffer)
+# %% ../../nbs/30_agents/30_off_policy.ipynb #55f625a9
+@patch
+def learn(self: OffPolicy, buffer: Replay, progress: float) -> dict[str, Any]:
+    "As many gradient steps as the new environment steps ask for"
+    n, self.owed = divmod(self.owed + buffer.fresh*self.cfg.updates, self.cfg.train_every)
+    total: Any = 0.
+    for _ in range(n):
+        b = buffer.sample(self.cfg.batch_size, progress)
+        info, err = self.step(b, progress)
+        self.count += 1
+        buffer.update(b.row, err)
+        total = total + info
+    return (dict(zip(self.keys, (total/n).unbind())) if n else {}) | self.bias(buffer)
 
-# %% ../../nbs/30_agents/30_off_policy.ipynb #13afb418
+# %% ../../nbs/30_agents/30_off_policy.ipynb #50d5aa49
 @patch
 def bias(self: OffPolicy, buffer: Replay) -> dict[str, float]:
     "Expected minus realised return, mean over the episodes of this turn; {} where none ended"
@@ -115,7 +117,7 @@ def bias(self: OffPolicy, buffer: Replay) -> dict[str, float]:
         found.append(float(self.value(buffer.obs_at(f[:1]))[0]) - came)
     return dict(bias=sum(found)/len(found)) if found else {}
 
-# %% ../../nbs/30_agents/30_off_policy.ipynb #30779bc4
+# %% ../../nbs/30_agents/30_off_policy.ipynb #f1a969f5
 @patch
 def train_state(self: OffPolicy) -> dict:
     "All of it"

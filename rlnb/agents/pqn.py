@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PQNConfig', 'PQN', 'network']
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #8f6c858a
+# %% ../../nbs/30_agents/55_pqn.ipynb #b8ecd0c4
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from ..core.returns import lambda_returns
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #8e4e18e3
+# %% ../../nbs/30_agents/55_pqn.ipynb #ffc5462b
 @dataclass(frozen=True)
 class PQNConfig(Config):
     "What PQN can be told"
@@ -47,7 +47,7 @@ class PQNConfig(Config):
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
     compile: bool = param(False, 'One compiled graph a gradient step')
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #c955b589
+# %% ../../nbs/30_agents/55_pqn.ipynb #21019c62
 class PQN(Agent):
     "Q(λ) on rollouts of many worlds"
     config = PQNConfig
@@ -76,16 +76,6 @@ class PQN(Agent):
         if not explore: return Batch(act=self.values(obs).argmax(-1))
         return Batch(act=explored(self, obs, epsilon(self.cfg, progress)))
 
-    def learn(self, buffer: Rollout, progress: float) -> dict[str, Tensor]:
-        "Returns once, then epochs of minibatches"
-        c, n, total = self.cfg, 0, torch.zeros(len(self.keys))
-        b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer)))
-        for _ in range(c.epochs):
-            for mb in buffer.epoch(b, c.minibatch, self.rng):
-                total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1
-        buffer.clear()
-        return dict(zip(self.keys, (total/n).unbind()))
-
 agents.add('pqn', PQN)
 
 def network(space: spaces.Space, n: int, cfg: Any) -> nn.Module:
@@ -93,7 +83,7 @@ def network(space: spaces.Space, n: int, cfg: Any) -> nn.Module:
     if not (cfg.norm and isinstance(space, spaces.Box) and len(space.shape) == 1): return net_for(space, n, cfg)
     return mlp((space.shape[0], *cfg.hidden, n), cfg.activation, norm=True)
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #2bb03d58
+# %% ../../nbs/30_agents/55_pqn.ipynb #88aef3be
 @patch
 def returns(self: PQN, buffer: Rollout) -> Array:
     "Q(λ) returns of a rollout, (T, N)"
@@ -109,3 +99,15 @@ def loss(self: PQN, b: Batch) -> tuple[Tensor, Tensor]:
     h = err.square()/2
     with torch.no_grad(): info = torch.stack([h, q, b.ret, err.abs()]).mean(1)
     return h.mean(), info
+
+# %% ../../nbs/30_agents/55_pqn.ipynb #139a4618
+@patch
+def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Tensor]:
+    "Returns once, then epochs of minibatches"
+    c, n, total = self.cfg, 0, torch.zeros(len(self.keys))
+    b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer)))
+    for _ in range(c.epochs):
+        for mb in buffer.epoch(b, c.minibatch, self.rng):
+            total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1
+    buffer.clear()
+    return dict(zip(self.keys, (total/n).unbind()))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RainbowConfig', 'Rainbow']
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #819e402a
+# %% ../../nbs/30_agents/50_rainbow.ipynb #7916e412
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from ..core.nets import Flat
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #3b88973b
+# %% ../../nbs/30_agents/50_rainbow.ipynb #c70a0933
 @dataclass(frozen=True)
 class RainbowConfig(Config):
     "What Rainbow can be told"
@@ -59,7 +59,7 @@ class RainbowConfig(Config):
     hidden: tuple[int, ...] = param((64, 64), 'Widths of the network')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #56c0a43e
+# %% ../../nbs/30_agents/50_rainbow.ipynb #6431387a
 class Rainbow(OffPolicy):
     "DQN with all its repairs"
     config = RainbowConfig
@@ -103,7 +103,7 @@ class Rainbow(OffPolicy):
 
 agents.add('rainbow', Rainbow)
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #967a6aae
+# %% ../../nbs/30_agents/50_rainbow.ipynb #34a8943b
 @patch
 def loss(self: Rainbow, b: Batch) -> tuple[Tensor, Tensor]:
     "Weighted loss towards the target; (metrics …, an error a row)"
@@ -125,6 +125,7 @@ def loss(self: Rainbow, b: Batch) -> tuple[Tensor, Tensor]:
         info = torch.cat([torch.stack([b.weight*each, q, y]).mean(1), noise[None], err])
     return (b.weight*each).mean(), info
 
+# %% ../../nbs/30_agents/50_rainbow.ipynb #24a11bc4
 @patch
 def step(self: Rainbow, b: Batch, progress: float) -> tuple[Tensor, Tensor]:
     "A gradient step under new noise; metrics, and an error a row"
