@@ -63,6 +63,7 @@ class Record(Callback):
     def before_fit(self, t: Any) -> None: self.log = t.rows = Rows(t.run/'metrics.jsonl', cut=self.cut)
     def after_learn(self, t: Any) -> None: self.log.append(row_of(t))
     def after_fit(self, t: Any) -> None:
+        if not hasattr(self, 'log'): return            # the disk did not even let it begin
         self.cut = self.log.sync()
         self.log.close()
     def state_dict(self) -> dict:
@@ -89,7 +90,8 @@ class Profile(Callback):
         with suppress(DiskError):                 # seconds are not worth a run
             self.log.append({'step': t.step, 'time/sps': round(sps, 1), **{f'time/{k}': round(v, 6) for k, v in part.items()}})
         self.was, self.then = seen, now
-    def after_fit(self, t: Any) -> None: self.log.close()
+    def after_fit(self, t: Any) -> None:
+        if hasattr(self, 'log'): self.log.close()
 
 # %% ../../nbs/50_train/20_track.ipynb #82af03ce
 def say(line: str) -> None:
