@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 
 from rlnb.core.io import Disk
@@ -166,3 +167,30 @@ def _refuse(name):
 
 OPERATIONS = ['open', 'write', 'fsync', 'close', 'truncate', 'replace', 'unlink', 'mkdir', 'rmdir', 'fsync_dir']
 for _name in OPERATIONS: setattr(Refusing, _name, _refuse(_name))
+
+
+class Window(Refusing):
+    "Refuse every operation from the a-th to the one before the b-th"
+    def __init__(self, a: int, b: int, code: int): super().__init__(a, code, True); self.b = b
+    def now(self) -> bool:
+        self.n += 1
+        return self.at < self.n <= self.b
+
+
+class Listing(Disk):
+    "Write down every operation, and who asked for it: names of functions of rlnb, the nearest first"
+    def __init__(self): self.ops: list[tuple[str, list[str]]] = []
+
+
+def _listed(name):
+    def op(self, *args):
+        frame, who = sys._getframe(1), []
+        while frame:
+            if 'rlnb' in frame.f_code.co_filename: who.append(frame.f_code.co_name)
+            frame = frame.f_back
+        self.ops.append((name, who))
+        return getattr(Disk, name)(self, *args)
+    return op
+
+
+for _name in OPERATIONS: setattr(Listing, _name, _listed(_name))

@@ -2,6 +2,7 @@
 Worlds: `rough:Impolite` draws from everybody's generators, `rough:sealed` can't be put back (boundary tier), `rough:Trap` breaks when told.
 Plants, called at the beginning of a life (`certify(plant='rough:…')`): `forget`, `stop_at`, `set_at`, `both`."""
 import random
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -102,3 +103,34 @@ def both(step: str, n: str) -> None:
     "A `set`, and later a stop"
     set_at(step)
     stop_at(n)
+
+
+class Slow(TensorEnv):
+    "A step takes two seconds"
+    obs_space, act_space = spaces.Box(0, 1, (3,)), spaces.Discrete(2)
+    def start(self, n, rows): return self.draw(3, n)
+    def observe(self, s): return s.T
+    def dynamics(self, s, act):
+        time.sleep(2)
+        return s, s[1], s[2] > 2, Batch()
+
+
+SECRET = 'canary-6Lk2pQ9w'
+
+
+class Blabs(gym.Env):
+    "Breaks after some steps, and its words hold a password and markup"
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+    n = 0
+    def reset(self, *, seed=None, options=None): return np.zeros(2, np.float32), {}
+    def step(self, act):
+        self.n += 1
+        if self.n > 40: raise RuntimeError(f'https://user:{SECRET}@host/ password={SECRET} <img src=x onerror=alert(1)> \x1b[31m\r')
+        return np.zeros(2, np.float32), 0., False, False, {}
+
+
+class Nonsense(Blabs):
+    "Gives what is no number after some steps"
+    def step(self, act):
+        self.n += 1
+        return np.full(2, np.nan if self.n > 40 else 0, np.float32), 0., False, False, {}

@@ -77,9 +77,9 @@ class Keeper:
         "Is there a whole one of this step?"
         if step not in self.sound and _whole(at_step(self.path, step)): self.sound.add(step)
         return step in self.sound
-    def retire(self) -> None:
+    def retire(self, keep: int = 0) -> None:
         "Delete what is older than the last `keep`, and not the best"
-        for step in retired(self.path, self.keep):
+        for step in retired(self.path, keep or self.keep):
             if len([s for s in self.sound if s > step]) >= 2: remove_dir(at_step(self.path, step))
     def name_best(self, step: int, score: float, **facts: Any) -> None:
         "Point at the best one"

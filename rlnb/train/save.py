@@ -60,6 +60,7 @@ class Checkpoint(Callback):
     _copy: Callable[..., None]
     tell: Callable[..., None]
     copied: float                    # when
+    write: Callable[..., str]
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
                  first: float = 10., least: float = 60., snapshot: float = 5., before: float = 0.):
@@ -114,13 +115,11 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     "Save now, if the weights are numbers; returns the seal, '' if nothing was written"
     self.asked, then = '', time.perf_counter()
     if not finite(t.agent): return ''
-    try:
-        more |= self.taped(t.buffer)
-        seal = self.keeper.save(t.state_dict(rows=False), kind=kind, resume=resume, **self.facts(t), **more)
+    try: seal = self.write(t, kind, resume=resume, **more)
     except DiskError as e:
         self.failed += 1
         self.tell(t.step, str(e))
-        if self.failed >= 3: raise
+        if self.failed >= 3 or kind == 'final': raise
         return ''
     finally: self.last = self.copied = time.monotonic()
     self.failed, self.good, self.cost = 0, None, time.perf_counter() - then
@@ -131,6 +130,17 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
         if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
         trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
+
+@patch
+def write(self: Checkpoint, t: Any, kind: str, **more: Any) -> str:
+    "Write one; if the disk refuses, let go of what can be spared and try once more"
+    def once() -> str: return self.keeper.save(t.state_dict(rows=False), kind=kind, **self.facts(t), **more, **self.taped(t.buffer))
+    try: return once()
+    except DiskError as e:
+        self.tell(t.step, str(e))
+        for step in steps_saved(self.keeper.path): self.keeper.has(step)       # only what is younger and whole makes one dispensable
+        self.keeper.retire(2)
+        return once()
 
 @patch
 def tell(self: Checkpoint, step: int = 0, cause: str = '') -> None:

@@ -95,7 +95,8 @@ class Profile(Callback):
         with suppress(DiskError):                 # seconds are not worth a run
             self.log.append({'step': t.step, 'time/sps': round(sps, 1), **{f'time/{k}': round(v, 6) for k, v in part.items()}})
         self.was, self.then, self.due = seen, now, now + self.every
-    def after_fit(self, t: Any) -> None: self.log.close()
+    def after_fit(self, t: Any) -> None:
+        if hasattr(self, 'log'): self.log.close()      # the disk may not even have let it begin
 
 # %% ../../nbs/50_train/20_track.ipynb #82af03ce
 def say(line: str) -> None:
