@@ -124,7 +124,7 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     finally: self.last = self.copied = time.monotonic()
     self.failed, self.good, self.cost = 0, None, time.perf_counter() - then
     self.wait = max(self.least, 100*self.cost)
-    if t.rows is not None: t.durable = t.rows.sync()
+    if t.rows is not None: t.durable = t.rows.log.offset
     with suppress(DiskError):
         self.tell()
         if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
