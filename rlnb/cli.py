@@ -207,7 +207,7 @@ def _compare(a: argparse.Namespace) -> dict[str, Any]:
     if a.html: report(found, 'Comparison').save(a.html)
     return found.to_dict() | ({'report': a.html} if a.html else {})
 
-@command('write a report of a run that opens offline', *RUN, (('--html',), dict(metavar='FILE', default='', help='where; in its folder, if nothing is said')))
+@command('write a report of a run that opens offline', *RUN, (('--html',), dict(metavar='FILE', default='', help='where; else in its folder')))
 def _report(a: argparse.Namespace) -> dict[str, Any]:
     "One file"
     from rlnb.evaluation.report import report
@@ -221,11 +221,11 @@ def arms_of(names: list[str], root: str) -> Any:
     from rlnb.runs.run import runs
     groups: dict[str, list[Any]] = {}
     for r in runs(root): groups.setdefault(r.config.get('group', ''), []).append(r)
-    if not any(n in groups for n in names): return [run_of(argparse.Namespace(run=n, root=root)) for n in names]
-    return {n: groups[n] if n in groups else [run_of(argparse.Namespace(run=n, root=root))] for n in names}
+    found = {n: groups.get(n) or [run_of(argparse.Namespace(run=n, root=root))] for n in names}
+    return found if groups.keys() & set(names) else [r for rs in found.values() for r in rs]
 
 # %% ../nbs/98_cli.ipynb #387617a2
-@command('kill runs of an experiment at any instant, let them go on, and compare each with one that nobody killed', *_EXP[:2], *_EXP[2:5],
+@command('kill runs of an experiment at any instant, let them go on, and compare each with one that nobody killed', *_EXP[:5],
          (('--set',), dict(action='append', default=[], metavar='FIELD=VALUE', help='any other field, n_steps=32 for example')),
          (('--kills',), dict(type=int, default=20, help='how many')), _ALLOW)
 def _certify(a: argparse.Namespace) -> dict[str, Any]:
@@ -291,9 +291,7 @@ def _print_version() -> int:
     print(__version__)
     return 0
 
-def _print_help() -> int:
-    parser().print_help()
-    return 0
+def _print_help() -> int: return parser().print_help() or 0
 
 def _hung_up() -> int:
     "Whoever read our output has gone (`rlnb doctor | head`): end quietly"

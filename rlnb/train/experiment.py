@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..agents import base
 from ..agents.base import agents
 from ..core.config import Config, param
 from ..core.errors import BadInput
@@ -25,9 +26,8 @@ from .trainer import Trainer
 # %% ../../nbs/50_train/40_experiment.ipynb #668b2384
 def find_agent(name: str) -> Any:
     "The class of an agent, by its registered name; importing a page of the agents' floor registers what it holds"
-    import rlnb.agents
     if name not in agents:
-        for page in pkgutil.iter_modules(rlnb.agents.__path__): importlib.import_module(f'rlnb.agents.{page.name}')
+        for page in pkgutil.iter_modules([str(Path(base.__file__).parent)]): importlib.import_module(f'rlnb.agents.{page.name}')
     return agents[name]
 
 # %% ../../nbs/50_train/40_experiment.ipynb #fd43f337

@@ -14,7 +14,6 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.device import drift, fingerprint
 from ..core.errors import BadInput, RlnbError, one_line
 from ..core.folder import verify_dir
 from ..core.io import digest, read_bytes, to_json, write_bytes, write_json
@@ -23,6 +22,7 @@ from ..runs.events import Events
 from ..runs.keep import manifest
 from ..runs.run import Run, create
 from .experiment import Experiment
+from .found import moved
 from .session import facts, fit
 
 # %% ../../nbs/50_train/68_record.ipynb #e896d894
@@ -78,8 +78,7 @@ def reproduce(self: Run, root: str | Path | None = None, **world: Any) -> dict[s
     events.close()
     fit(copy, rows[-1]['step'] if rows[-1]['step'] != copy.total else None, 0, **world)
     differs = _differences(self, copy)
-    x = self.config['experiment']
-    changed = drift(self.probe.get('fingerprint', {}), fingerprint(num_envs=x['num_envs'], threads=x['num_threads']))
+    changed = moved(self.probe, Experiment.from_dict(self.config['experiment']))
     return dict(identical=not differs, rows=len(rows), differs=differs, changed=changed)
 
 # %% ../../nbs/50_train/68_record.ipynb #dee3504b
