@@ -275,8 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and not argv[0].startswith('-') and argv[0] not in VERBS:
             raise BadInput('verb', f'{plain(argv[0])!r} is not one', did_you_mean(argv[0], VERBS) or 'one of ' + ', '.join(VERBS))
         a = parser().parse_args(argv)
-        if a.version: return _print_version()
-        if not a.verb: return _print_help()
+        if a.version or not a.verb: return _about(a.version)
         found = VERBS[a.verb].run(a)
     except RlnbError as e: return _complain(e)
     except KeyboardInterrupt: return 130
@@ -286,12 +285,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 # %% ../nbs/98_cli.ipynb #a980f101
-def _print_version() -> int:
+def _about(version: bool) -> int:
     from rlnb import __version__
-    print(__version__)
+    out(__version__ if version else parser().format_help().rstrip())
     return 0
-
-def _print_help() -> int: return parser().print_help() or 0
 
 def _hung_up() -> int:
     "Whoever read our output has gone (`rlnb doctor | head`): end quietly"
