@@ -161,6 +161,7 @@ def table(self: Comparison, fmt: str = 'text') -> str:
     "The rows in a table"
     return _table(self.rows(), ('arm', 'seeds', f'{self.measure}, mean [95 % over seeds]', 'least', 'greatest'), fmt)
 
+# %% ../../nbs/45_evaluation/40_compare.ipynb #06564dbe
 @patch
 def words(self: Comparison) -> str:
     "The verdict, a line a pair"
