@@ -83,6 +83,7 @@ class Generalisation(NamedTuple):
     test: list[float]
     gap: Estimate
 
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #70f3b08a
 def generalisation(agent: Any, world: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]],   # settings of the world
                    episodes: int = 20, seed: int = 0, **kw: Any) -> Generalisation:
     "Play known levels and new ones"

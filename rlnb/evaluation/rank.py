@@ -138,6 +138,7 @@ class Look(NamedTuple):
     text: str
     def __repr__(self) -> str: return self.text
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #b6f8764e
 def look(a: Any, b: Any, most: int = 20, names: tuple[str, str] = ('A', 'B'), alpha: float = .05) -> Look:
     "Look at the seeds so far, of at most `most` an arm; may be asked after each new pair of seeds"
     n = min(len(a), len(b))

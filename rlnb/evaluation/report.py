@@ -48,7 +48,7 @@ class Block:
         if self.headers: return (f'{_md(self.fold)}\n\n' if self.fold else '') + _table(self.rows, self.headers, 'markdown')
         return _md(self.text)
 
-def _md(s: str) -> str: return re.sub(r'([*_\[\]`#|\\])', r'\\\1', esc(s))
+def _md(s: str) -> str: return re.sub(r'([*_\[\]`|#\\])', r'\\\1', esc(s))
 
 # %% ../../nbs/45_evaluation/45_report.ipynb #d719724f
 _CSS = '''body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60rem;margin:2rem auto;padding:0 1rem}

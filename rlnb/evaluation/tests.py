@@ -45,6 +45,7 @@ class Welch(NamedTuple):
         d, reach = float(self.difference), float(self.error)*t_quantile((1 + level)/2, float(self.df))
         return Estimate(d, d - reach, d + reach)
 
+# %% ../../nbs/45_evaluation/07_tests.ipynb #d8706fa4
 def welch(a: Any, b: Any) -> Welch:
     "Welch's test of a − b, two-sided"
     a, b = _seeds(a=a, b=b)
