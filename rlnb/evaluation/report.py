@@ -124,8 +124,8 @@ def save(self: Report, path: str | Path, code: str = '') -> Path:
     else: raise BadInput('path', repr(path.suffix), '.html, .md or .ipynb')
     return path
 
-# %% ../../nbs/45_evaluation/45_report.ipynb #9930fed3
-def run_rows(c: Comparison) -> list[tuple]:
+# %% ../../nbs/45_evaluation/45_report.ipynb #5f6151c3
+def run_rows(c: Comparison) -> list[tuple[Any, ...]]:
     "A row a run: seed, steps, final with its interval, best and last of the curve, time, phase"
     rows = []
     for arm, rs in c.runs.items():
