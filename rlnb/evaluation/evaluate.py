@@ -143,7 +143,7 @@ def pick(self: Evaluation, which: str) -> int:
     if which not in at: raise BadInput('which', repr(which), 'best, median or worst')
     return int(np.argsort(self['return'], kind='stable')[at[which]])
 
-# %% ../../nbs/45_evaluation/10_evaluate.ipynb #a357bf69
+# %% ../../nbs/45_evaluation/10_evaluate.ipynb #1b6ae51e
 def _rows(self: Evaluation) -> list[tuple[Any, ...]]:
     told = [k for k in ('return', 'length', 'success', 'cost') if np.isfinite(self[k]).any()]
     return [(k, s['mean'], f"[{s['low']:.4g}, {s['high']:.4g}]", s['min'], s['max']) for k in told for s in [self.summary(k)]]

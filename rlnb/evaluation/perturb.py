@@ -45,8 +45,8 @@ class Perturb(Wrap):
         st = self.env.step(act)
         obs = self.seen(st.obs)
         return st._replace(obs=obs, next_obs=obs if st.next_obs is st.obs else self.seen(st.next_obs))
-    def state_dict(self) -> dict: return dict(env=self.env.state_dict(), rng=generator_state(self.rng))
-    def load_state_dict(self, d: dict) -> None:
+    def state_dict(self) -> dict[str, Any]: return dict(env=self.env.state_dict(), rng=generator_state(self.rng))
+    def load_state_dict(self, d: dict[str, Any]) -> None:
         "Continue with the same disturbance"
         self.env.load_state_dict(d['env'])
         set_generator_state(self.rng, d['rng'])
@@ -114,8 +114,8 @@ class ActDelay(Perturb):
         st = super().step(self.queue[0])
         self.fresh = st.done | ~st.extras['valid'] if 'valid' in st.extras else np.array(st.done)
         return st
-    def state_dict(self) -> dict: return dict(super().state_dict(), queue=self.queue, fresh=self.fresh)
-    def load_state_dict(self, d: dict) -> None:
+    def state_dict(self) -> dict[str, Any]: return dict(super().state_dict(), queue=self.queue, fresh=self.fresh)
+    def load_state_dict(self, d: dict[str, Any]) -> None:
         "Continue with the actions that are on their way"
         super().load_state_dict(d)
         self.queue, self.fresh = None if d['queue'] is None else np.array(d['queue']), np.array(d['fresh'])

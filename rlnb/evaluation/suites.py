@@ -27,7 +27,7 @@ from .stats import Estimate, estimate, mean
 class Task(Config):
     "One world of a suite, and what counts as good in it"
     world: str = param('rlnb/CartPole-v1', 'Which world')
-    kw: dict | None = param(None, 'Its settings')
+    kw: dict[str, Any] | None = param(None, 'Its settings')
     seeds: tuple[int, ...] = param((0, 1, 2, 3, 4), 'Evaluation seeds')
     category: str = param('all', 'What it belongs to')
     level: int = param(0, 'How hard it is meant to be', lo=0)
