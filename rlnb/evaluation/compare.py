@@ -93,7 +93,7 @@ class Comparison:
         if len(self.scores) > 1: self.verdicts = verdicts(self.scores)
     differences: ClassVar[Any]           # settings in which the arms differ
     ranking: ClassVar[Any]               # places, where every arm has three seeds
-    rows: ClassVar[Callable[..., list[tuple]]]
+    rows: ClassVar[Callable[..., list[tuple[Any, ...]]]]
     table: ClassVar[Callable[..., str]]
     words: ClassVar[Callable[..., str]]
     curves: ClassVar[Callable[..., Picture]]
@@ -147,7 +147,7 @@ def ranking(self: Comparison) -> Ranking | None:
     return _ranking(self.scores) if len(self.scores) > 1 and min(map(len, self.scores.values())) > 2 else None
 
 @patch
-def rows(self: Comparison) -> list[tuple]:
+def rows(self: Comparison) -> list[tuple[Any, ...]]:
     "A row an arm: seeds, mean with its interval over them, the least and the greatest"
     rows = []
     for k, xs in self.scores.items():
@@ -161,6 +161,7 @@ def table(self: Comparison, fmt: str = 'text') -> str:
     "The rows in a table"
     return _table(self.rows(), ('arm', 'seeds', f'{self.measure}, mean [95 % over seeds]', 'least', 'greatest'), fmt)
 
+# %% ../../nbs/45_evaluation/40_compare.ipynb #06564dbe
 @patch
 def words(self: Comparison) -> str:
     "The verdict, a line a pair"

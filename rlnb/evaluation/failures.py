@@ -163,7 +163,7 @@ def replay(agent: Any, env: str, e: Evaluation, index: int,
     "Play an evaluation once more, up to the end of one of its episodes"
     if not 0 <= index < len(e): raise BadInput('index', f'{index}', f'0 to {len(e) - 1}')
     world, row, per = make(env, e.num_envs, **kw), int(e['row'][index]), len(e)//e.num_envs
-    steps: list[tuple] = []
+    steps: list[tuple[Any, ...]] = []
     pictures: list[np.ndarray] = []
     def watch(obs: Any, out: Any, st: Any, count: np.ndarray) -> None:
         if count[row] != index % per: return

@@ -83,6 +83,7 @@ class Generalisation(NamedTuple):
     test: list[float]
     gap: Estimate
 
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #70f3b08a
 def generalisation(agent: Any, world: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]],   # settings of the world
                    episodes: int = 20, seed: int = 0, **kw: Any) -> Generalisation:
     "Play known levels and new ones"
@@ -153,10 +154,17 @@ def _robustness(agent: Any, env: str, kinds: Mapping[str, Sequence[float]] | Non
     found = [degradation(agent, env, k, s, **kw) for k, s in kinds.items()]
     return {d.kind: dict(kept=d.kept, rows=d.rows()) for d in found}
 
+def _generalisation(agent: Any, env: str, train: Sequence[Any] = (), test: Sequence[Any] = (), **kw: Any) -> dict[str, Any]:
+    if not train or not test: raise BadInput('generalisation', 'no levels', 'settings: dict(generalisation=dict(train=[…], test=[…]))')
+    g = generalisation(agent, env, train, test, **kw)
+    return dict(train=g.train, test=g.test, gap=g.gap._asdict())
+
 def _safety(agent: Any, env: str, limit: float = 0., **kw: Any) -> dict[str, Any]: return safety_of(evaluate(agent, env, **kw), limit).to_dict()
 
-for _name, _f in dict(standard=_standard, stochastic=_stochastic, robustness=_robustness, safety=_safety).items(): protocols.add(_name, _f)
+_OURS = dict(standard=_standard, stochastic=_stochastic, robustness=_robustness, generalisation=_generalisation, safety=_safety)
+for _name, _f in _OURS.items(): protocols.add(_name, _f)
 
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #8c68360d
 def judge(agent: Any, env: str, names: Sequence[str] = ('standard', 'stochastic'),
           settings: Mapping[str, Mapping[str, Any]] | None = None, **kw: Any) -> dict[str, Any]:
     "Question an agent; settings of single protocols by name, kw for all"

@@ -138,6 +138,7 @@ class Look(NamedTuple):
     text: str
     def __repr__(self) -> str: return self.text
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #b6f8764e
 def look(a: Any, b: Any, most: int = 20, names: tuple[str, str] = ('A', 'B'), alpha: float = .05) -> Look:
     "Look at the seeds so far, of at most `most` an arm; may be asked after each new pair of seeds"
     n = min(len(a), len(b))
@@ -145,7 +146,7 @@ def look(a: Any, b: Any, most: int = 20, names: tuple[str, str] = ('A', 'B'), al
     a, b = np.asarray(a, float)[:n], np.asarray(b, float)[:n]
     p, level, g = float(welch(a, b).p), allowance(n, most, alpha), float(hedges(a, b))
     if p < level: return Look(n, p, level, True, 0, f'{names[g < 0]} is better: decided after {n} of at most {most} seeds of each.')
-    if n == most: return Look(n, p, level, False, 0, f'{names[0]} and {names[1]} can not be told apart with {most} seeds of each.')
+    if n == most: return Look(n, p, level, False, 0, f'{names[0]} and {names[1]} cannot be told apart with {most} seeds of each.')
     want, who = seeds_needed(min(abs(g), 10.), alpha=alpha), f'{names[0]} from {names[1]}'
     if want > most: return Look(n, p, level, False, most - n, f'Open after {n} seeds of each; at this difference, {most} will hardly separate {who}.')
     more = max(1, want - n)

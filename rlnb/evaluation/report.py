@@ -48,7 +48,7 @@ class Block:
         if self.headers: return (f'{_md(self.fold)}\n\n' if self.fold else '') + _table(self.rows, self.headers, 'markdown')
         return _md(self.text)
 
-def _md(s: str) -> str: return re.sub(r'([*_\[\]`#|\\])', r'\\\1', esc(s))
+def _md(s: str) -> str: return re.sub(r'([*_\[\]`|#\\])', r'\\\1', esc(s))
 
 # %% ../../nbs/45_evaluation/45_report.ipynb #d719724f
 _CSS = '''body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -124,8 +124,8 @@ def save(self: Report, path: str | Path, code: str = '') -> Path:
     else: raise BadInput('path', repr(path.suffix), '.html, .md or .ipynb')
     return path
 
-# %% ../../nbs/45_evaluation/45_report.ipynb #9930fed3
-def run_rows(c: Comparison) -> list[tuple]:
+# %% ../../nbs/45_evaluation/45_report.ipynb #5f6151c3
+def run_rows(c: Comparison) -> list[tuple[Any, ...]]:
     "A row a run: seed, steps, final with its interval, best and last of the curve, time, phase"
     rows = []
     for arm, rs in c.runs.items():

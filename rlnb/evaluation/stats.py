@@ -87,6 +87,7 @@ def tail(n: int, tasks: int = 1, level: float = .95) -> float:
     t = t_quantile((1 + level)/2, tasks*(n - 1))
     return 100*NormalDist().cdf(-(n/(n - 1))**.5*t)
 
+# %% ../../nbs/45_evaluation/05_stats.ipynb #153b4739
 def estimate(scores: Any, stat: Callable[[np.ndarray], Any] = iqm, reps: int = 2000, seed: int = 0, level: float = .95) -> Estimate:
     "A statistic of runs and tasks with its stratified bootstrap interval"
     x = matrix(scores)

@@ -45,11 +45,12 @@ class Welch(NamedTuple):
         d, reach = float(self.difference), float(self.error)*t_quantile((1 + level)/2, float(self.df))
         return Estimate(d, d - reach, d + reach)
 
+# %% ../../nbs/45_evaluation/07_tests.ipynb #d8706fa4
 def welch(a: Any, b: Any) -> Welch:
     "Welch's test of a − b, two-sided"
     a, b = _seeds(a=a, b=b)
     va, vb = (x.var(-1, ddof=1)/x.shape[-1] for x in (a, b))
-    d, v = a.mean(-1) - b.mean(-1), np.maximum(va + vb, 1e-300)
+    d, v = a.mean(-1) - b.mean(-1), np.maximum(va + vb, 1e-200)
     df = np.maximum(v*v/np.maximum(va*va/(a.shape[-1] - 1) + vb*vb/(b.shape[-1] - 1), 1e-300), 1.)
     return Welch(d, v**.5, df, t_tail(d/v**.5, df))
 
@@ -109,8 +110,8 @@ def hedges(a: Any, b: Any) -> Any:
     "The difference of means in standard deviations, corrected for few seeds"
     a, b = _seeds(a=a, b=b)
     spread = ((a.var(-1, ddof=1) + b.var(-1, ddof=1))/2)**.5
-    df = a.shape[-1] + b.shape[-1] - 2
-    return (a.mean(-1) - b.mean(-1))/np.maximum(spread, 1e-300)*(1 - 3/(4*df - 1))
+    d, df = a.mean(-1) - b.mean(-1), a.shape[-1] + b.shape[-1] - 2
+    return np.where(spread > 0, d/np.where(spread > 0, spread, 1)*(1 - 3/(4*df - 1)), np.where(d == 0, 0., np.copysign(np.inf, d)))
 
 def power(effect: float, n: int, alpha: float = .05, trials: int = 2000, seed: int = 0) -> float:
     "How often Welch's test with n seeds an arm sees this effect"
@@ -173,7 +174,7 @@ def __str__(self: Verdict) -> str:
     d, x, seeds = self.difference, self.improvement, f'{self.n[0]} and {self.n[1]} seeds'
     if not self.better:
         left = 'more than 500' if self.more > 500 else f'about {self.more}'
-        return (f'{self.a} and {self.b} can not be told apart: {d.value:+.3g} [{d.low:.3g}, {d.high:.3g}], p {_p(self.p)}, {seeds}. '
+        return (f'{self.a} and {self.b} cannot be told apart: {d.value:+.3g} [{d.low:.3g}, {d.high:.3g}], p {_p(self.p)}, {seeds}. '
                 f'If the difference is what it looks like, {left} more seeds of each would show it.')
     other, sign = (self.b, 1) if self.better == self.a else (self.a, -1)
     lo, hi = sorted((sign*d.low, sign*d.high))
