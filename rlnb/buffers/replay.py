@@ -112,7 +112,7 @@ def _newest(self: Replay, obs: Any) -> Any:
 @patch
 def _joined(self: Replay, frames: list[np.ndarray]) -> np.ndarray:
     "Stacks of frames, oldest first"
-    x = np.stack(frames, 1 if self.axis == 0 else -2)    
+    x = np.stack(frames, 1 if self.axis == 0 else -2)
     return x.reshape(len(x), *self.scratch.shape[1:])
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #296e58d3
@@ -256,6 +256,7 @@ def state_dict(self: Replay, rows: bool = True) -> dict:
 @patch
 def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
     "Copies of rows a … b−1; `end.…` holds the true successors of each row from its left, as many as the row with the most has"
+    if a < self.kept: raise BadInput('rows', f'{a} is gone', f'{self.kept} is the oldest that is here')
     i = np.arange(a, b) % self.R
     out, mine = {k: v[i] for k, v in leaves(self.np)}, self.link[i] > 0
     r, e = mine.nonzero()
