@@ -30,7 +30,7 @@ from ..evaluation.evaluate import play
 from ..evaluation.stats import interval
 from ..runs.ckpt import load_state
 from ..runs.control import Inbox
-from ..runs.events import Events, commands_after
+from ..runs.events import Events, commands_after, read_events
 from ..runs.keep import Keeper, manifest, resume_point, set_aside
 from ..runs.run import Run, create, find
 from ..runs.state import State
@@ -65,11 +65,13 @@ def sealed(run: Run) -> dict[str, str]:
     "Hashes of the files that must stay as they are"
     return {f: digest(run.path/f)[0].hexdigest()[:16] for f in ('config.json', 'probe.json')}
 
-def unchanged(run: Run, events: Events) -> None:
-    "Raise `Damaged` if a file is not what it was when the run began"
-    for was in (e['files'] for e in events.of('start') if 'files' in e):
+def unchanged(run: Run) -> Experiment:
+    "What the run is; raises `Damaged` if a file is not what it was when the run began"
+    for was in (e['files'] for e in read_events(run.path) if e['kind'] == 'start' and 'files' in e):
         for f, now in sealed(run).items():
             if now != was[f]: raise Damaged(run.path/f, 'it is not what the run began with')
+    if not isinstance(said := run.config.get('experiment'), dict): raise Damaged(run.path/'config.json', 'it holds no experiment')
+    return Experiment.from_dict(said)
 
 class Life:
     "One process's part of a run"
@@ -91,7 +93,7 @@ class Life:
                  **world: Any):
         self.check = check
         self.run, self.signals, self.cbs, self.deadline, self.told, self.world = run, signals, list(cbs), deadline, told, world
-        self.exp = Experiment.from_dict(run.config['experiment'])
+        self.exp = unchanged(run)
         self.damaged: list[tuple[Path, str]] = []
         self.point = resume_point(run.path, self.damaged)          # raises where all are damaged: nothing was touched yet
         self.facts: dict[str, Any] = self.point[1] if self.point else {}
@@ -100,7 +102,6 @@ class Life:
         if steps is not None and steps <= behind:
             raise BadInput('steps', f'{steps:,}, but {behind:,} are behind us', f'more than {behind:,}: it counts from the beginning')
         self.events = Events(run.path)
-        unchanged(run, self.events)
         self.number = 1 + len(self.events.of('start', 'resume'))
         self.state, self.total = State(run.path, life=self.number), run.total
         self.state.phase('starting', step=self.facts.get('step', 0), total=self.total)
@@ -213,6 +214,7 @@ def fail(self: Life, e: BaseException) -> None:
     if self.t is not None: step = self.t.step
     error: dict[str, Any] = dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
                                  card=card_of(e, self.t).to_dict())
+    error = redact(error)
     with suppress(DiskError): self.events.add('fail', step, **error)
     with suppress(DiskError): self.state.phase('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step=step, error=error)
 

@@ -42,7 +42,9 @@ class Rows(Jsonl):
     "Rows that wait in memory while the disk takes none"
     def __init__(self, *args: Any, **kw: Any):
         self.waiting: list[dict[str, Any]] = []
+        self.written: list[dict[str, Any]] = []          # since the last sync
         super().__init__(*args, **kw)
+        self.safe = self.offset, self._seen.copy()
     def append(self, row: dict[str, Any]) -> int:
         self.waiting.append(row)
         with suppress(DiskError): self.flush()
@@ -51,10 +53,17 @@ class Rows(Jsonl):
         "Write what waits"
         while self.waiting:
             super().append(self.waiting[0])
-            self.waiting.pop(0)
+            self.written.append(self.waiting.pop(0))
     def sync(self) -> int:
+        if self._failed: self.rewind()
         self.flush()
-        return super().sync()
+        n = super().sync()
+        self.written, self.safe = [], (n, self._seen.copy())
+        return n
+    def rewind(self) -> None:
+        "After a failed sync nobody knows what reached the disk: back to the last good place, all rows since then written anew"
+        self.offset, self._seen = self.safe[0], self.safe[1].copy()
+        self.waiting, self.written, self._torn, self._failed = self.written + self.waiting, [], True, False
 
 class Record(Callback):
     "metrics.jsonl: what happened"
