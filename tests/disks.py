@@ -55,6 +55,9 @@ class Noting(Disk):
     def fsync(self, fd): self.sync(self.fds[fd])
     def fsync_dir(self, path):
         self.sync(('dir', self.find(Path(path)/'x')[0]))
+    def fsync_all(self, fds, folder):
+        for fd in fds: self.fsync(fd)
+        self.fsync_dir(folder)
     def replace(self, a, b):
         super().replace(a, b)
         (da, na), (db, nb) = self.find(a), self.find(b)
@@ -144,6 +147,7 @@ class Careless(Disk):
     "Quick, for looking at a state: nothing is synchronised"
     def fsync(self, fd): pass
     def fsync_dir(self, path): pass
+    def fsync_all(self, fds, folder): pass
 
 
 class Refusing(Disk):
@@ -165,7 +169,7 @@ def _refuse(name):
     return op
 
 
-OPERATIONS = ['open', 'write', 'fsync', 'close', 'truncate', 'replace', 'unlink', 'mkdir', 'rmdir', 'fsync_dir']
+OPERATIONS = ['open', 'write', 'fsync', 'close', 'truncate', 'replace', 'unlink', 'mkdir', 'rmdir', 'fsync_dir', 'fsync_all']
 for _name in OPERATIONS: setattr(Refusing, _name, _refuse(_name))
 
 

@@ -125,12 +125,12 @@ class Blabs(gym.Env):
     def reset(self, *, seed=None, options=None): return np.zeros(2, np.float32), {}
     def step(self, act):
         self.n += 1
-        if self.n > 40: raise RuntimeError(f'https://user:{SECRET}@host/ password={SECRET} <img src=x onerror=alert(1)> \x1b[31m\r')
-        return np.zeros(2, np.float32), 0., False, False, {}
+        if self.n > 10: raise RuntimeError(f'https://user:{SECRET}@host/ password={SECRET} <img src=x onerror=alert(1)> \x1b[31m\r')
+        return np.full(2, self.n % 3, np.float32), float(self.n % 2), False, False, {}
 
 
 class Nonsense(Blabs):
     "Gives what is no number after some steps"
     def step(self, act):
         self.n += 1
-        return np.full(2, np.nan if self.n > 40 else 0, np.float32), 0., False, False, {}
+        return np.full(2, np.nan if self.n > 10 else self.n % 3, np.float32), float(self.n % 2), False, False, {}

@@ -32,11 +32,18 @@ def _member(name: str) -> str:
 class Draft:
     "A folder that is being written: `path`, the `facts` for its manifest, and after the commit its `sha256`"
     files: dict[str, dict[str, Any]]
-    def __init__(self, path: Path, facts: dict[str, Any]): self.path, self.facts, self.files, self.sha256 = path, facts, {}, ''
+    def __init__(self, path: Path, facts: dict[str, Any]):
+        self.path, self.facts, self.files, self.sha256 = path, facts, {}, ''
+        self.held: list[int] = []           # open files that were written and not yet synchronised
     def write(self, name: str, data: Data) -> None:
-        "Write one file and wait until it is on the disk"
+        "Write one file"
         path = self.path/_member(name)
-        with guarded(path): self.files[name] = write_new(path, data)
+        with guarded(path): self.files[name] = write_new(path, data, self.held)
+        if len(self.held) >= 16: self.sync()
+    def sync(self) -> None:
+        "Wait until everything written so far is on the disk"
+        disk.fsync_all(self.held, self.path)
+        while self.held: disk.close(self.held.pop())
     def json(self, name: str, x: Any) -> None:
         "Write one JSON file"
         self.write(name, (to_json(x, pretty=True) + '\n').encode())
@@ -61,8 +68,8 @@ def _seal(d: Draft) -> None:
     d.sha256 = hashlib.sha256(body.encode()).hexdigest()
     head, _, end = body.rpartition(_ZEROS)
     if len(body) > _LARGEST: raise BadInput('manifest', f'{len(body)} bytes', f'at most {_LARGEST}')
-    write_new(d.path/'manifest.json', (head + d.sha256 + end).encode())
-    disk.fsync_dir(d.path)
+    write_new(d.path/'manifest.json', (head + d.sha256 + end).encode(), d.held)
+    d.sync()
 
 # %% ../../nbs/00_core/31_folder.ipynb #f8411896
 def _scrap(path: Path) -> None:
@@ -88,6 +95,8 @@ def commit_dir(path: str | Path,
             if check: check()
             disk.replace(d.path, path)
         except BaseException:
+            while d.held:
+                with suppress(OSError): disk.close(d.held.pop())
             with suppress(OSError): _scrap(d.path)
             raise
         disk.fsync_dir(path.parent)

@@ -70,6 +70,11 @@ class Disk:
         except OSError as e:
             if e.errno not in _UNSUPPORTED: raise
         finally: os.close(fd)
+    def fsync_all(self, fds: list[int], folder: str | Path) -> None:
+        "Files and the folder that holds them, together: a journal commits once for all"
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor(len(fds) + 1) as pool:
+            for done in [*(pool.submit(self.fsync, fd) for fd in fds), pool.submit(self.fsync_dir, folder)]: done.result()
 
 # %% ../../nbs/00_core/30_io.ipynb #f40adf6d
 class Door:
@@ -122,7 +127,9 @@ def beside(path: Path, word: str = 'tmp') -> Path:
     return path.with_name(f'.{word}-{path.name[:40]}-{secrets.token_hex(4)}')
 
 # %% ../../nbs/00_core/30_io.ipynb #6398bee4
-def write_new(path: Path, data: Data) -> dict[str, Any]:
+def write_new(path: Path, data: Data,
+              held: list[int] | None = None          # gets the open file, which the caller synchronises and closes
+              ) -> dict[str, Any]:
     "Write a new file, wait until it is on the disk, and say what was written"
     seen, size = hashlib.sha256(), 0
     fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -131,8 +138,12 @@ def write_new(path: Path, data: Data) -> dict[str, Any]:
             disk.write(fd, part)
             seen.update(part)
             size += part.nbytes
-        disk.fsync(fd)
-    finally: disk.close(fd)
+        if held is None: disk.fsync(fd)
+    except BaseException:
+        disk.close(fd)
+        raise
+    if held is None: disk.close(fd)
+    else: held.append(fd)
     return dict(size=size, sha256=seen.hexdigest())
 
 # %% ../../nbs/00_core/30_io.ipynb #3a95488e

@@ -49,8 +49,8 @@ class Events:
         row = json.loads(to_json(redact(dict(n=len(self.rows), kind=kind, step=step, time=now(), **facts))))
         row['hash'] = _hash(self.last, row)
         self.log.append(row)
+        self.rows.append(row)            # it stands in the file, whatever becomes of the sync
         if sync: self.log.sync()
-        self.rows.append(row)
         return row
     def of(self, *kinds: str) -> list[dict[str, Any]]:
         "The events of some kinds"

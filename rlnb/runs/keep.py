@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadInput, DiskError, NoCheckpoint, plain
 from ..core.folder import quarantine, remove_dir, sweep, verify_dir
-from ..core.io import Damaged, digest, read_json, shorten, to_json, write_json
+from ..core.io import Damaged, digest, make_dir, read_json, shorten, to_json, write_json
 from .ckpt import Frozen, at_step, save_state, steps_saved
 from .events import read_events
 from .run import Run
@@ -60,7 +60,7 @@ class Keeper:
         if keep < 2: raise BadInput('keep', f'{keep}', 'at least 2: the newest may be damaged')
         self.path, self.keep, self.check = Path(path), keep, check
         self.sound: set[int] = set()                 # read back since they were written
-        sweep(self.path/'ckpt')
+        sweep(make_dir(self.path/'ckpt'))            # archives may drop empty folders
 
     def save(self, state: dict | Frozen, step: int, kind: str, **facts: Any) -> str:
         "Write one, verify it, let go of old ones; returns its seal, '' if this step is there already"
@@ -100,12 +100,12 @@ def _fits(path: Path, m: dict[str, Any]) -> None:
     if told := m.get('events'):
         events = read_events(path)
         if told['n'] and (len(events) < told['n'] or events[told['n'] - 1]['hash'] != told['hash']):
-            raise Damaged(path/'events.jsonl', f"its first {told['n']} lines are not those that checkpoint {m['step']} was written beside")
+            raise Damaged(path/'events.jsonl', f"the first {told['n']} lines of events.jsonl are not those that it was written beside")
     rows = m.get('metrics')
     if not rows: return
     seen, size = digest(path/'metrics.jsonl', rows['offset'])
     if size < rows['offset'] or seen.hexdigest() != rows['sha256']:
-        raise Damaged(path/'metrics.jsonl', f"its first {rows['offset']} bytes are not those that checkpoint {m['step']} was written beside")
+        raise Damaged(path/'metrics.jsonl', f"the first {rows['offset']} bytes of metrics.jsonl are not those that it was written beside")
 
 # %% ../../nbs/40_runs/35_keep.ipynb #e0c057b1
 def resume_point(path: str | Path,

@@ -87,12 +87,17 @@ class Run(Verbs):
         return read_events(self.path)
 
 # %% ../../nbs/40_runs/10_run.ipynb #421ca00f
+def _number(x: Any) -> float | None:
+    "The number of a cell; None where a stranger wrote something else"
+    if isinstance(x, dict): x = x.get('mean')
+    return x if isinstance(x, (int, float)) else None
+
 @patch
 def metrics(self: Run, key: str = '') -> Any:
     "All rows; with a key, its (steps, values), the mean where a row sums up episodes"
     rows, _ = read_jsonl(self.path/'metrics.jsonl')
     if not key: return rows
-    pairs = [(r['step'], r[key]['mean'] if isinstance(r[key], dict) else r[key]) for r in rows if key in r]
+    pairs = [(r['step'], x) for r in rows if key in r and isinstance(r.get('step'), int) and (x := _number(r[key])) is not None]
     return [s for s, _ in pairs], [v for _, v in pairs]
 
 @patch
@@ -155,4 +160,4 @@ def _repr_html_(self: Run) -> str:
     return table([*_facts(self), *curve], ['', ''], fmt='html')
 
 @patch
-def __repr__(self: Run) -> str: return '\n'.join(f'{k:<8}{v}' for k, v in _facts(self))
+def __repr__(self: Run) -> str: return '\n'.join(f'{k:<8}{plain(v)}' for k, v in _facts(self))

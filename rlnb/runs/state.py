@@ -68,4 +68,4 @@ def read_state(path: str | Path, patience: float = 60.) -> dict[str, Any]:
     except RlnbError: s = {}
     numbers = isinstance(s, dict) and all(isinstance(s.get(k, 0), int) for k in ('pid', 'step', 'beat'))
     if not numbers or s.get('phase') not in [*LIVE, *ENDED]: return dict(phase='lost', step=0, unreadable=True)
-    return {**s, 'phase': 'lost'} if s['phase'] in LIVE and _gone(path, s, patience) else s
+    return {'step': 0, **s, 'phase': 'lost' if s['phase'] in LIVE and _gone(path, s, patience) else s['phase']}

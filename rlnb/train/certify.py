@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'walk', 'tour', 'Witness', 'Fatal', 'live', 'Killer', 'differences', 'certify', 'report']
 
-# %% ../../nbs/50_train/70_certify.ipynb #651bca95
+# %% ../../nbs/50_train/70_certify.ipynb #149d95a5
 import hashlib
 import multiprocessing as mp
 import os
@@ -34,15 +34,16 @@ from ..core.rows import read_jsonl
 from ..core.text import table
 from ..runs.keep import manifest_of_best, resume_point
 from ..runs.run import Run
-from .callback import Callback
 from .session import asked, fit, folder_for
 from .track import Progress
+from .trainer import Trainer
 
-# %% ../../nbs/50_train/70_certify.ipynb #96e78f71
+# %% ../../nbs/50_train/70_certify.ipynb #a3d51b14
 _FILE = 'path _fd _failed _torn'
 PASSING: dict[str, str] = {             # of a process, not of the run
     'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': _FILE, 'Jsonl': _FILE,
-    'Profile': '*', 'Progress': 'then was lines write recent', 'Guard': 'seen', 'Status': '*', 'Signals': '*', 'Witness': '*',
+    'Rows': 'path _fd _failed _torn written safe',
+    'Profile': '*', 'Progress': 'then was lines write recent', 'Guard': 'seen', 'Status': '*', 'Signals': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before untold tape',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known changes agent',
     'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began'}
@@ -62,7 +63,7 @@ def _parts(x: Any) -> list[tuple[Any, Any]]:
     if not parts: return [('text', str(x))] if ' at 0x' not in str(x) else []
     return [('class', type(x).__qualname__), *((k, v) for k, v in parts if k not in left_out and left_out != ['*'])]
 
-# %% ../../nbs/50_train/70_certify.ipynb #698a521c
+# %% ../../nbs/50_train/70_certify.ipynb #22bf15a5
 def _value(x: Any) -> str | None:
     "A leaf as text; None for what has pieces"
     if x is None or isinstance(x, (bool, int, str, bytes)): return repr(x)
@@ -93,18 +94,25 @@ def tour(t: Any) -> dict[str, str]:
     "Everything that can be reached from a trainer, and the global generators"
     return walk(t) | walk(dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.default_generator), 'global')
 
-# %% ../../nbs/50_train/70_certify.ipynb #67f9634a
-class Witness(Callback):
+# %% ../../nbs/50_train/70_certify.ipynb #9ae320c6
+class Witness:
     "Writes down everything there is when a fit ends; `began` is called when the first new steps are recorded"
-    order = 1000
     def __init__(self, file: Path, began: Callable[[], None] = lambda: None): self.file, self.began, self.learned = file, began, False
-    def after_learn(self, t: Any) -> None:
-        self.learned = True
-        self.began()
-    def after_fit(self, t: Any) -> None:
-        if self.learned and (t.step >= t.target or t.enough): write_json(self.file, tour(t))
+    def watch(self) -> None:
+        "See every moment of every trainer of this process"
+        ask = Trainer.ask
+        def asked(t: Trainer, moment: str) -> None:
+            try: ask(t, moment)
+            finally: self.see(t, moment)
+        Trainer.ask = asked      # type: ignore[method-assign, assignment]
+    def see(self, t: Any, moment: str) -> None:
+        "One moment"
+        if moment == 'after_learn':
+            self.learned = True
+            self.began()
+        if moment == 'after_fit' and self.learned and (t.step >= t.target or t.enough): write_json(self.file, tour(t))
 
-# %% ../../nbs/50_train/70_certify.ipynb #1204eced
+# %% ../../nbs/50_train/70_certify.ipynb #d27719f6
 class Fatal(Disk):
     "A disk whose n-th operation, counted from `arm`, is the last one of the process; a write is left half done"
     def __init__(self, n: int): self.left, self.armed = n, False
@@ -126,7 +134,7 @@ def _counted(name: str) -> Callable[..., Any]:
 
 for _name in [k for k in vars(Disk) if not k.startswith('_')]: setattr(Fatal, _name, _counted(_name))
 
-# %% ../../nbs/50_train/70_certify.ipynb #520827ea
+# %% ../../nbs/50_train/70_certify.ipynb #afffedeb
 def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> None:
     "One life of a run, to its end or to the n-th operation of the disk"
     die_with_parent()
@@ -137,13 +145,14 @@ def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> N
     if plant:
         module, function, *words = plant.split(':')
         getattr(import_module(module), function)(*words)
-    try: phase = fit(Run(path), None, 0, [Progress(every=5.), Witness(Path(file), fatal.arm)], worker=True, allow=allow).phase
+    Witness(Path(file), fatal.arm).watch()
+    try: phase = fit(Run(path), None, 0, [Progress(every=5.)], worker=True, allow=allow).phase
     except BaseException as e:
         traceback.print_exc()
         sys.exit(exit_code(e))
     sys.exit(0 if phase == 'finished' else 75)
 
-# %% ../../nbs/50_train/70_certify.ipynb #2db6d18c
+# %% ../../nbs/50_train/70_certify.ipynb #fdd7ab0f
 class Killer:
     "Lives and deaths of one experiment"
     life: Callable[..., tuple[int, bool]]
@@ -175,7 +184,7 @@ def _step(run: Run) -> int:
     rows, _ = read_jsonl(run.path/'perf.jsonl')
     return int(rows[-1]['step']) if rows else 0
 
-# %% ../../nbs/50_train/70_certify.ipynb #f202ff15
+# %% ../../nbs/50_train/70_certify.ipynb #e0634ea6
 @patch
 def life(self: Killer, run: Run, how: str = '', delay: float = 0., at: int = -1) -> tuple[int, bool]:
     "Let a run live until it ends or is killed: its exit code, and whether a kill counts"
@@ -211,7 +220,7 @@ def _begin(p: Any) -> None:
         for k in thread_env(1).keys() - before.keys(): del os.environ[k]
         os.environ.update(before)
 
-# %% ../../nbs/50_train/70_certify.ipynb #60cfd094
+# %% ../../nbs/50_train/70_certify.ipynb #25fb73a8
 @patch
 def run(self: Killer, name: str, kills: int = 0) -> Run:
     "A run to its end, killed up to so many times on its way"
@@ -228,7 +237,7 @@ def run(self: Killer, name: str, kills: int = 0) -> Run:
             point = resume_point(run.path)
             self.lost.append(_step(run) - (point[1]['step'] if point else 0))
 
-# %% ../../nbs/50_train/70_certify.ipynb #581ed9c7
+# %% ../../nbs/50_train/70_certify.ipynb #f61f310a
 def _tour(run: Run) -> dict[str, str]:
     "What the last life saw, if it did"
     f = run.path.with_name(f'{run.name}.tour')
@@ -246,7 +255,7 @@ def differences(a: Run, b: Run) -> list[str]:
     if (seen := _tour(a)) and (other := _tour(b)): x, y = x | seen, y | other
     return sorted(k for k in x.keys() | y.keys() if x.get(k) != y.get(k))
 
-# %% ../../nbs/50_train/70_certify.ipynb #85ead1b9
+# %% ../../nbs/50_train/70_certify.ipynb #69818c83
 def _asked(agent: str, env: str, steps: int | None, seed: int, settings: dict[str, Any]) -> Any:
     "The experiment: forty rollouts where no steps are told, fifteen checkpoints where no interval is"
     exp = asked(agent, env, steps, seed=seed, **settings)
@@ -272,7 +281,7 @@ def certify(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', kills: int = 20, 
                     runs=runs, how=dict(k.kills), lost_steps=sum(k.lost), lost_most=max(k.lost, default=0), differences=odd,
                     compared=len(_left(whole)) + len(_tour(whole)), seconds=round(time.monotonic() - then, 1))
 
-# %% ../../nbs/50_train/70_certify.ipynb #17b5d2c2
+# %% ../../nbs/50_train/70_certify.ipynb #2aa4bed7
 def report(found: dict[str, Any]) -> str:
     "A certificate for people"
     how = ', '.join(f'{n} {k}' for k, n in found['how'].items() if n)

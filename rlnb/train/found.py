@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.device import drift, fingerprint
 from ..core.io import Damaged, digest, read_json, write_json
-from ..runs.events import Events
+from ..runs.events import read_events
 from ..runs.run import Run
 from .experiment import Experiment
 from .trainer import Trainer
@@ -48,8 +48,10 @@ def sealed(run: Run) -> dict[str, str]:
     "Hashes of the files that must stay as they are"
     return {f: digest(run.path/f)[0].hexdigest()[:16] for f in ('config.json', 'probe.json')}
 
-def unchanged(run: Run, events: Events) -> None:
-    "Raise `Damaged` if a file is not what it was when the run began"
-    for was in (e['files'] for e in events.of('start') if 'files' in e):
+def unchanged(run: Run) -> Experiment:
+    "What the run is; raises `Damaged` if a file is not what it was when the run began"
+    for was in (e['files'] for e in read_events(run.path) if e['kind'] == 'start' and 'files' in e):
         for f, now in sealed(run).items():
             if now != was[f]: raise Damaged(run.path/f, 'it is not what the run began with')
+    if not isinstance(said := run.config.get('experiment'), dict): raise Damaged(run.path/'config.json', 'it holds no experiment')
+    return Experiment.from_dict(said)

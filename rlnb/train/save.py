@@ -8,6 +8,7 @@ __all__ = ['Due', 'beside', 'finite', 'Checkpoint']
 # %% ../../nbs/50_train/22_save.ipynb #6f3fa5dc
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -39,9 +40,11 @@ class Due:
 def beside(t: Any, events: Events | None) -> dict[str, Any]:
     "What a checkpoint was written beside: rows and events, on the disk"
     if t.rows is None: return {}
-    offset = t.rows.sync()
+    with ThreadPoolExecutor(2) as both:                             # at once: a journal commits once for the two
+        told = both.submit(events.log.sync) if events else None
+        offset = t.rows.sync()
+        if told: told.result()
     kept: dict[str, Any] = dict(metrics=dict(offset=offset, sha256=t.rows.sha256))
-    if events: events.log.sync()
     return kept | (dict(events=dict(n=len(events.rows), hash=events.last)) if events else {})
 
 def finite(agent: Any) -> bool:
@@ -63,7 +66,7 @@ class Checkpoint(Callback):
     write: Callable[..., str]
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
-                 first: float = 10., least: float = 60., snapshot: float = 5., before: float = 0.):
+                 first: float = 3., least: float = 60., snapshot: float = 5., before: float = 0.):
         self.keeper, self.events, self.tier = keeper, events, tier
         self.steps, self.episodes, self.least, self.wait, self.snapshot, self.before = Due(every), Due(episodes), least, first, snapshot, before
         self.asked, self.cost, self.failed, self.began = '', 0., 0, time.monotonic()

@@ -67,7 +67,7 @@ class Life:
                  **world: Any):
         self.check = check
         self.run, self.signals, self.cbs, self.deadline, self.told, self.world = run, signals, list(cbs), deadline, told, world
-        self.exp = Experiment.from_dict(run.config['experiment'])
+        self.exp = unchanged(run)
         self.damaged: list[tuple[Path, str]] = []
         self.point = resume_point(run.path, self.damaged)          # raises where all are damaged: nothing was touched yet
         self.facts: dict[str, Any] = self.point[1] if self.point else {}
@@ -76,7 +76,6 @@ class Life:
         if steps is not None and steps <= behind:
             raise BadInput('steps', f'{steps:,}, but {behind:,} are behind us', f'more than {behind:,}: it counts from the beginning')
         self.events = Events(run.path)
-        unchanged(run, self.events)
         self.number = 1 + len(self.events.of('start', 'resume'))
         self.state, self.total = State(run.path, life=self.number), run.total
         self.state.phase('starting', step=self.facts.get('step', 0), total=self.total)
@@ -193,6 +192,7 @@ def fail(self: Life, e: BaseException) -> None:
     if self.t is not None: step = self.t.step
     error: dict[str, Any] = dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
                                  card=card_of(e, self.t).to_dict())
+    error = redact(error)
     with suppress(DiskError): self.events.add('fail', step, **error)
     with suppress(DiskError): self.state.phase('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step=step, error=error)
 
