@@ -27,7 +27,7 @@ class Cell(NamedTuple):
     steps: int
     bar: float
     what: str = 'final'                  # or best: the best checkpoint
-    judge: str = 'mean'                  # over seeds; each: every seed; low: the lower end of the mean's interval
+    judge: str = 'mean'                  # over seeds; each: every seed; most: all but one; low: the lower end of the mean's interval
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
@@ -39,8 +39,12 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),  # the best static policy: TinyLFU
          Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
          Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
-         Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2))]
-FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c')}
+         Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
+         Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
+         Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
+         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each')]
+FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c'),
+          'dqn': ('00_base', '30_off_policy', '40_dqn'), 'pqn': ('00_base', '40_dqn', '55_pqn')}
 
 
 def version(c: Cell) -> str:
@@ -97,13 +101,13 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         xs = [r[c.what]['mean'] for r in rows if r]
         low, high = interval(xs) if xs else (0, 0)
         mean = sum(xs)/len(xs) if xs else 0
-        met = {'each': min(xs, default=0), 'mean': mean, 'low': low}[c.judge] >= c.bar
+        met = {'each': min(xs, default=0), 'most': min(sorted(xs)[1:], default=0), 'mean': mean, 'low': low}[c.judge] >= c.bar
         lacking = [str(s) for s, r in zip(c.seeds, rows) if not r]
         there, well = there + len(xs), well and (met or not xs)
         seen = ' '.join(f'{r[c.what]["mean"]:.1f}' if r else '—' for r in rows)
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
         over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
-        how = {'each': ' every seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
+        how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
         lines.append(f'{c.agent:<6}{c.world:<20}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 

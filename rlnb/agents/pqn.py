@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PQNConfig', 'PQN', 'network']
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #bca1ef6d
+# %% ../../nbs/30_agents/55_pqn.ipynb #b8ecd0c4
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +16,19 @@ from fastcore.basics import patch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from .actor_critic import body
 from .base import Agent, agents
-from .dqn import epsilon, explored, judged, masked
+from .dqn import epsilon, explored, masked
+from .off_policy import fast, net_for
 from ..buffers.rollout import Rollout
 from ..core.batch import Array, Batch
 from ..core.config import Config, param
 from ..core.errors import BadInput
-from ..core.nets import Flat, act_fn, mlp
+from ..core.nets import Flat, mlp
 from ..core.returns import lambda_returns
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #2de61852
+# %% ../../nbs/30_agents/55_pqn.ipynb #ffc5462b
 @dataclass(frozen=True)
 class PQNConfig(Config):
     "What PQN can be told"
@@ -47,7 +47,7 @@ class PQNConfig(Config):
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
     compile: bool = param(False, 'One compiled graph a gradient step')
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #9445163a
+# %% ../../nbs/30_agents/55_pqn.ipynb #21019c62
 class PQN(Agent):
     "Q(λ) on rollouts of many worlds"
     config = PQNConfig
@@ -60,14 +60,14 @@ class PQN(Agent):
         if not isinstance(act_space, spaces.Discrete): raise BadInput('act_space', f'{act_space}', 'Discrete: one of some actions')
         self.n = int(act_space.n)
         with isolated(seed_of(seed, 'init')): self.q = network(obs_space, self.n, self.cfg)
-        self.opts['q'], self.judge = Flat(self), act_fn(self.q)
+        self.opts['q'], self.judge = Flat(self), fast(self.q)
 
     def make_buffer(self, env: Any) -> Rollout:
         "A rollout, learned from and forgotten"
         return Rollout(self.cfg.n_steps, env)
     def values(self, obs: Any) -> Array:
         "Q(s, ·) as an array, forbidden actions at −∞"
-        return masked(judged(self.q, self.judge, obs), obs)
+        return masked(self.judge(obs), obs)
     def value(self, obs: Any) -> Array:
         "max Q(s, ·)"
         return self.values(obs).max(-1)
@@ -76,24 +76,14 @@ class PQN(Agent):
         if not explore: return Batch(act=self.values(obs).argmax(-1))
         return Batch(act=explored(self, obs, epsilon(self.cfg, progress)))
 
-    def learn(self, buffer: Rollout, progress: float) -> dict[str, Tensor]:
-        "Returns once, then epochs of minibatches"
-        c, n, total = self.cfg, 0, torch.zeros(len(self.keys))
-        b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer)))
-        for _ in range(c.epochs):
-            for mb in buffer.epoch(b, c.minibatch, self.rng):
-                total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1
-        buffer.clear()
-        return dict(zip(self.keys, (total/n).unbind()))
-
 agents.add('pqn', PQN)
 
 def network(space: spaces.Space, n: int, cfg: Any) -> nn.Module:
     "A network that is normalised where it is a perceptron"
-    if not (cfg.norm and isinstance(space, spaces.Box) and len(space.shape) == 1): return body(space, n, cfg)
+    if not (cfg.norm and isinstance(space, spaces.Box) and len(space.shape) == 1): return net_for(space, n, cfg)
     return mlp((space.shape[0], *cfg.hidden, n), cfg.activation, norm=True)
 
-# %% ../../nbs/30_agents/55_pqn.ipynb #27e65c9c
+# %% ../../nbs/30_agents/55_pqn.ipynb #88aef3be
 @patch
 def returns(self: PQN, buffer: Rollout) -> Array:
     "Q(λ) returns of a rollout, (T, N)"
@@ -109,3 +99,15 @@ def loss(self: PQN, b: Batch) -> tuple[Tensor, Tensor]:
     h = err.square()/2
     with torch.no_grad(): info = torch.stack([h, q, b.ret, err.abs()]).mean(1)
     return h.mean(), info
+
+# %% ../../nbs/30_agents/55_pqn.ipynb #139a4618
+@patch
+def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Tensor]:
+    "Returns once, then epochs of minibatches"
+    c, n, total = self.cfg, 0, torch.zeros(len(self.keys))
+    b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer)))
+    for _ in range(c.epochs):
+        for mb in buffer.epoch(b, c.minibatch, self.rng):
+            total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1
+    buffer.clear()
+    return dict(zip(self.keys, (total/n).unbind()))

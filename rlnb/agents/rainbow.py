@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RainbowConfig', 'Rainbow']
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #5a00a328
+# %% ../../nbs/30_agents/50_rainbow.ipynb #7916e412
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,11 @@ from fastcore.basics import patch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from .actor_critic import body
 from .base import agents
 from .c51 import project
 from .dqn import epsilon, explored, huber, masked
 from .noisy import layers, noisy, stir
-from .off_policy import OffPolicy
+from .off_policy import OffPolicy, net_for
 from ..core.batch import Array, Batch
 from ..core.config import Config, param
 from ..core.errors import BadInput
@@ -28,7 +27,7 @@ from ..core.nets import Flat
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #650588e1
+# %% ../../nbs/30_agents/50_rainbow.ipynb #c70a0933
 @dataclass(frozen=True)
 class RainbowConfig(Config):
     "What Rainbow can be told"
@@ -60,7 +59,7 @@ class RainbowConfig(Config):
     hidden: tuple[int, ...] = param((64, 64), 'Widths of the network')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #4a998d6a
+# %% ../../nbs/30_agents/50_rainbow.ipynb #6431387a
 class Rainbow(OffPolicy):
     "DQN with all its repairs"
     config = RainbowConfig
@@ -75,7 +74,7 @@ class Rainbow(OffPolicy):
         if not isinstance(act_space, spaces.Discrete): raise BadInput('act_space', f'{act_space}', 'Discrete: one of some actions')
         if not c.v_min < c.v_max: raise BadInput('v_min', f'{c.v_min} with v_max = {c.v_max}', 'below v_max')
         self.n, self.m = int(act_space.n), c.atoms if c.distributional else 1
-        with isolated(seed_of(seed, 'init')): self.q, self.target = (body(obs_space, (self.n + c.dueling)*self.m, c) for _ in range(2))
+        with isolated(seed_of(seed, 'init')): self.q, self.target = (net_for(obs_space, (self.n + c.dueling)*self.m, c) for _ in range(2))
         if c.noisy: noisy(self.q, c.sigma), noisy(self.target, c.sigma)
         self.register_buffer('z', torch.linspace(c.v_min, c.v_max, self.m) if c.distributional else torch.zeros(1))
         self.opts['q'], self.slow = Flat(self, ['q']), Flat(self, ['target'])
@@ -104,7 +103,7 @@ class Rainbow(OffPolicy):
 
 agents.add('rainbow', Rainbow)
 
-# %% ../../nbs/30_agents/50_rainbow.ipynb #698fadf1
+# %% ../../nbs/30_agents/50_rainbow.ipynb #34a8943b
 @patch
 def loss(self: Rainbow, b: Batch) -> tuple[Tensor, Tensor]:
     "Weighted loss towards the target; (metrics …, an error a row)"
@@ -126,6 +125,7 @@ def loss(self: Rainbow, b: Batch) -> tuple[Tensor, Tensor]:
         info = torch.cat([torch.stack([b.weight*each, q, y]).mean(1), noise[None], err])
     return (b.weight*each).mean(), info
 
+# %% ../../nbs/30_agents/50_rainbow.ipynb #24a11bc4
 @patch
 def step(self: Rainbow, b: Batch, progress: float) -> tuple[Tensor, Tensor]:
     "A gradient step under new noise; metrics, and an error a row"

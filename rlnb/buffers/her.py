@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['judge', 'Hindsight']
 
-# %% ../../nbs/20_buffers/40_her.ipynb #cda4af88
+# %% ../../nbs/20_buffers/40_her.ipynb #f30d538f
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..core.errors import BadInput
 from ..core.seed import generator_state, set_generator_state, stream
 from ..envs.goal import GoalWorld
 
-# %% ../../nbs/20_buffers/40_her.ipynb #40fabacf
+# %% ../../nbs/20_buffers/40_her.ipynb #60475f21
 def judge(env: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
     "The function (achieved, desired) → (reward, terminated) of a world with goals"
     if isinstance(env, GoalWorld): return lambda a, g: (env.reward_of(a, g), env.success_of(a, g) & env.ends)
@@ -28,9 +28,10 @@ def judge(env: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
         raise BadInput('her', f'{type(env).__name__} does not say what another goal would pay', 'a world with compute_reward, in this process')
     return lambda a, g: (pay(a, g, {}), ends(a, g, {}) if ends else np.zeros(a.shape[:-1], bool))
 
-# %% ../../nbs/20_buffers/40_her.ipynb #46a37cb8
+# %% ../../nbs/20_buffers/40_her.ipynb #0e621ddb
 class Hindsight:
     "Exchange goals for what was achieved, k times of k + 1"
+    choose: Callable[..., np.ndarray]
     state_dict: Callable[[], dict]
     load_state_dict: Callable[[dict], None]
 
@@ -49,12 +50,6 @@ class Hindsight:
         rows = np.arange(max(first, self.ring.kept), last + 1) % self.ring.R
         self.first[rows, e], self.behind[rows, e] = first, last + 1
 
-    def choose(self, row: np.ndarray, first: np.ndarray, behind: np.ndarray) -> np.ndarray:
-        "Which row's achievement becomes the goal"
-        if self.strategy == 'final': return behind - 1
-        low = row if self.strategy == 'future' else np.maximum(first, self.ring.low)
-        return low + (self.rng.random(len(row))*(behind - low)).astype(np.int64)
-
     def __call__(self, w: np.ndarray, reward: np.ndarray, term: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Goal, rewards (n, B) and terminations (n, B) of windows w (n, B)"
         r, f = self.ring, w[0]
@@ -68,7 +63,15 @@ class Hindsight:
         reward[:, i], term[:, i] = self.judge(reached, np.broadcast_to(g, reached.shape))
         return goal, reward, term
 
-# %% ../../nbs/20_buffers/40_her.ipynb #4ec21690
+# %% ../../nbs/20_buffers/40_her.ipynb #5298807f
+@patch
+def choose(self: Hindsight, row: np.ndarray, first: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    "Which row's achievement becomes the goal"
+    if self.strategy == 'final': return behind - 1
+    low = row if self.strategy == 'future' else np.maximum(first, self.ring.low)
+    return low + (self.rng.random(len(row))*(behind - low)).astype(np.int64)
+
+# %% ../../nbs/20_buffers/40_her.ipynb #a09bb0c5
 @patch
 def state_dict(self: Hindsight) -> dict:
     "Where the episodes in the ring begin and end, and the generator"

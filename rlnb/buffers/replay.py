@@ -112,9 +112,10 @@ def _newest(self: Replay, obs: Any) -> Any:
 @patch
 def _joined(self: Replay, frames: list[np.ndarray]) -> np.ndarray:
     "Stacks of frames, oldest first"
-    x = np.stack(frames, 1 if self.axis == 0 else -2)    
+    x = np.stack(frames, 1 if self.axis == 0 else -2)
     return x.reshape(len(x), *self.scratch.shape[1:])
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #296e58d3
 @patch
 def _frame(self: Replay) -> None:
     "Store the newest frame of the row that was written, and how far back its episode goes"
@@ -154,6 +155,7 @@ def advance(self: Replay) -> None:
     if self.k: self._frame()
     self.t, self.written = self.t + 1, self.written + 1
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #4a939b7c
 @patch
 def close(self: Replay, obs: Any) -> None:
     "What is seen behind the last row; the account of this turn, once"
@@ -185,6 +187,7 @@ def _fold(self: Replay, w: np.ndarray, reward: np.ndarray, term: np.ndarray, ove
     ret = np.where(live, reward*self.powers[:-1, None], np.float32(0)).sum(0)
     return w[0] + self.num_envs*(k - 1), ret, self.powers[k]*~term[k - 1, np.arange(w.shape[1])]
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #ecd4c138
 @patch
 def after(self: Replay, last: np.ndarray, part: str = '') -> Any:     # part: one of a Dict's
     "What was seen after these rows, in truth"
@@ -249,9 +252,11 @@ def state_dict(self: Replay, rows: bool = True) -> dict:
     if self.relabel is not None: d['relabel'] = self.relabel.state_dict()
     return d | dict(rows=self.rows(self.kept, self.written)) if rows else d
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #b8ced59d
 @patch
 def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
     "Copies of rows a … b−1; `end.…` holds the true successors of each row from its left, as many as the row with the most has"
+    if a < self.kept: raise BadInput('rows', f'{a} is gone', f'{self.kept} is the oldest that is here')
     i = np.arange(a, b) % self.R
     out, mine = {k: v[i] for k, v in leaves(self.np)}, self.link[i] > 0
     r, e = mine.nonzero()
@@ -261,6 +266,7 @@ def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
         out[k][r, left] = v
     return out | dict(ended=mine)
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #66205cc8
 @patch
 def put(self: Replay, a: int, rows: dict[str, np.ndarray]) -> None:
     "Fill rows a … in again; those older than `kept` are passed over"
