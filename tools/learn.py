@@ -42,9 +42,12 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
          Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
          Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
-         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each')]
+         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each'),
+         *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000)))]
 FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c'),
-          'dqn': ('00_base', '30_off_policy', '40_dqn'), 'pqn': ('00_base', '40_dqn', '55_pqn')}
+          'dqn': ('00_base', '30_off_policy', '40_dqn'), 'pqn': ('00_base', '40_dqn', '55_pqn'),
+          **{a: ('00_base', '30_off_policy', '58_continuous', *pages) for a, pages in dict(
+              sac=('65_sac',), td3=('60_td3',), crossq=('65_sac', '75_crossq'), tqc=('65_sac', '80_tqc')).items()}}
 
 
 def version(c: Cell) -> str:
