@@ -46,9 +46,12 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
          Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
          Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
-         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each')]
+         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each'),
+         *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000)))]
 FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
-          'dqn': ('30_off_policy', '40_dqn'), 'pqn': ('40_dqn', '55_pqn')}
+          'dqn': ('30_off_policy', '40_dqn'), 'pqn': ('40_dqn', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
+          'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
+          'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
 
 
 def meaning(source: str) -> str:
@@ -67,14 +70,14 @@ def settings(c: Cell) -> dict:
 
 
 def first_rows(c: Cell) -> str:
-    "What three iterations of seed 0 write"
+    "What the first three updates of seed 0 write"
     from rlnb.train.experiment import Experiment, build
     from rlnb.train.track import row_of
     t = build(Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': 0}))
     rows = []
-    for _ in range(3):
+    while len(rows) < 3:
         t.one_iter()
-        rows.append(row_of(t))
+        rows += [row_of(t)] if t.metrics else []
     t.env.close()
     return json.dumps(rows)
 

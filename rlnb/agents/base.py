@@ -30,6 +30,7 @@ class Agent(nn.Module):
     "Acts, values and learns; everything that moves is in `train_state`"
     config: type[Config]
     cfg: Any                                                         # an instance of it
+    _flats: list[Flat]                                               # every flat vector that `together` reads
     _compiled: Callable[..., Any]; _gradient: Callable[..., Any]
     update: Callable[..., Any]; together: Callable[..., Any]
     train_state: Callable[[], dict]

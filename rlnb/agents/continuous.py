@@ -61,9 +61,9 @@ def uniform(agent: Any, obs: Array) -> np.ndarray:
     return agent.rng.uniform(-1, 1, (len(obs), agent.act_space.shape[0])).astype(np.float32)
 
 def noised(agent: Any, b: Batch, k: int = 2) -> Batch:
-    "A batch, and noise (k, B, A) for the actions that a loss will draw"
+    "A batch as a loss takes it: observations as vectors, and noise (k, B, A) for the actions that it will draw"
     shape = k, len(b.reward), agent.act_space.shape[0]
-    return Batch({n: v for n, v in b.items() if n != 'row'}, eps=torch.from_numpy(agent.rng.standard_normal(shape, np.float32)))
+    return Batch({n: seen(v) for n, v in b.items() if n != 'row'}, eps=torch.from_numpy(agent.rng.standard_normal(shape, np.float32)))
 
 # %% ../../nbs/30_agents/58_continuous.ipynb #97efa585
 def followed(agent: Any, name: str, make: Callable[[], nn.Module]) -> Flat:
@@ -78,7 +78,8 @@ def followed(agent: Any, name: str, make: Callable[[], nn.Module]) -> Flat:
 def critics(agent: Any, out: int = 1) -> nn.Module:
     "Q networks side by side: (B, obs + action) → (k, B, out)"
     c = agent.cfg
-    return mlp((obs_dim(agent.obs_space) + act_dim(agent.act_space), *c.hidden, out), c.activation, members=c.critics, norm=c.layer_norm)
+    return mlp((obs_dim(agent.obs_space) + act_dim(agent.act_space), *c.hidden, out), c.activation, members=c.critics,
+               norm=getattr(c, 'layer_norm', False))
 
 # %% ../../nbs/30_agents/58_continuous.ipynb #9f2376c6
 def least(agent: Any) -> Callable[[Any, np.ndarray], np.ndarray]:

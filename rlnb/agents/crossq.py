@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .base import agents
-from .continuous import act_dim, noised, obs_dim, products, seen
+from .continuous import act_dim, noised, obs_dim, products
 from .sac import SAC
 from ..core.batch import Batch
 from ..core.config import Config, param
@@ -39,7 +39,6 @@ class CrossQConfig(Config):
     train_every: int = param(1, 'Environment steps between update phases', lo=1)
     updates: int = param(1, 'Gradient steps in each phase', lo=1)
     n_step: int = param(1, 'Rewards that are summed before the estimate', lo=1)
-    per: bool = param(False, 'Prioritised replay')
     her: str = param('off', 'Hindsight goals', choices=('off', 'future', 'final', 'episode'))
     her_k: float = param(4., 'Hindsight goals for each true one', lo=0.)
     critics: int = param(2, 'How many critics', lo=1, hi=64)
@@ -49,7 +48,6 @@ class CrossQConfig(Config):
     hidden: tuple[int, ...] = param((256, 256), 'Widths of the actor')
     critic_hidden: tuple[int, ...] = param((1024, 1024), 'Widths of the critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
-    memmap: str = param('', 'A folder for a memory larger than memory')
     bf16: bool = param(False, 'Matrix products in bfloat16: faster, coarser')
 
 # %% ../../nbs/30_agents/75_crossq.ipynb #7bb6371f
@@ -101,11 +99,10 @@ agents.add('crossq', CrossQ)
 @patch
 def q_loss(self: CrossQ, b: Batch) -> tuple[Tensor, Tensor]:
     "Squared error of all critics towards the soft target of the same pass; (metrics …, an error a row)"
-    s, after = seen(b.obs), seen(b.next_obs)
     with torch.no_grad():
-        a, logp = self.policy(after).sample_with_log_prob(eps=b.eps[1])
+        a, logp = self.policy(b.next_obs).sample_with_log_prob(eps=b.eps[1])
         alpha = self.log_alpha.exp()
-    q, then = self.q(torch.cat([torch.cat([s, b.act], -1), torch.cat([after, a], -1)]))[..., 0].chunk(2, 1)
+    q, then = self.q(torch.cat([torch.cat([b.obs, b.act], -1), torch.cat([b.next_obs, a], -1)]))[..., 0].chunk(2, 1)
     y = b.reward + b.discount*(then.detach().amin(0) - alpha*logp)
     err = q - y
     value = .5*(b.weight*err.square()).mean(1).sum()

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from gymnasium import spaces
@@ -50,16 +49,16 @@ class SACConfig(Config):
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((256, 256), 'Widths of actor and critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
-    memmap: str = param('', 'A folder for a memory larger than memory')
     compile: bool = param(False, 'A whole update as one compiled graph')
     bf16: bool = param(False, 'Matrix products in bfloat16: faster, coarser')
 
 # %% ../../nbs/30_agents/65_sac.ipynb #95e34aad
 class SAC(OffPolicy):
     "Reward and entropy"
-    config = SACConfig
+    config: type[Config] = SACConfig
     keys = ('q_loss', 'q', 'td', 'pi_loss', 'entropy', 'alpha')
     policy: Callable[[Any], Squashed]; opinion: Callable[[Tensor, Tensor], Tensor]
+    build: Callable[[], None]; q: Any; q_slow: Any; slow: Flat
     q_loss: Callable[[Batch], tuple[Tensor, Tensor]]; pi_loss: Callable[[Batch], tuple[Tensor, Tensor]]
     both: Callable[[Batch, Any], Tensor]; step: Callable[[Batch, float], tuple[Tensor, Tensor]]
 
@@ -73,10 +72,6 @@ class SAC(OffPolicy):
         self.opts['pi'] = Flat(self, ['pi', *['log_alpha']*c.tune_alpha])
         self.propose, self.judge = act_fn(self.pi), least(self)
 
-    def build(self) -> None:
-        "Critics, and their slow copies"
-        self.slow = followed(self, 'q', lambda: critics(self))
-
     def act(self, obs: Any, explore: bool = True, progress: float = 0.) -> Batch:
         "Draw an action each, or take the middle one"
         x = seen(obs)
@@ -87,6 +82,13 @@ class SAC(OffPolicy):
         "min Q(s, tanh μ)"
         x = seen(obs)
         return self.judge(x, drawn(self.propose(x)))
+
+
+# %% ../../nbs/30_agents/65_sac.ipynb #1eec760c
+@patch
+def build(self: SAC) -> None:
+    "Make the critics, and their slow copies"
+    self.slow = followed(self, 'q', lambda: critics(self))
 
 agents.add('sac', SAC)
 
@@ -99,11 +101,10 @@ def policy(self: SAC, s: Tensor) -> Squashed:
 @patch
 def q_loss(self: SAC, b: Batch) -> tuple[Tensor, Tensor]:
     "Squared error of all critics towards the soft target; (metrics …, an error a row)"
-    s, after = seen(b.obs), seen(b.next_obs)
     with torch.no_grad():
-        a, logp = self.policy(after).sample_with_log_prob(eps=b.eps[1])
-        y = b.reward + b.discount*(self.q_slow(torch.cat([after, a], -1)).amin(0)[:, 0] - self.log_alpha.exp()*logp)
-    q = self.q(torch.cat([s, b.act], -1))[..., 0]
+        a, logp = self.policy(b.next_obs).sample_with_log_prob(eps=b.eps[1])
+        y = b.reward + b.discount*(self.q_slow(torch.cat([b.next_obs, a], -1)).amin(0)[:, 0] - self.log_alpha.exp()*logp)
+    q = self.q(torch.cat([b.obs, b.act], -1))[..., 0]
     err = q - y
     value = .5*(b.weight*err.square()).mean(1).sum()
     d = err.detach().mean(0)
@@ -118,10 +119,9 @@ def opinion(self: SAC, s: Tensor, a: Tensor) -> Tensor:
 @patch
 def pi_loss(self: SAC, b: Batch) -> tuple[Tensor, Tensor]:
     "Entropy against value, and the temperature between them"
-    s = seen(b.obs)
-    a, logp = self.policy(s).sample_with_log_prob(eps=b.eps[0])
+    a, logp = self.policy(b.obs).sample_with_log_prob(eps=b.eps[0])
     alpha, mean = self.log_alpha.exp().detach(), logp.detach().mean()
-    value = (alpha*logp - self.opinion(s, a)).mean()
+    value = (alpha*logp - self.opinion(b.obs, a)).mean()
     temperature = -self.log_alpha*(mean + self.target_entropy)
     return value + temperature, torch.stack([value.detach(), -mean, alpha])
 

@@ -50,7 +50,6 @@ class SACDiscreteConfig(Config):
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((64, 64), 'Widths of actor and critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
-    memmap: str = param('', 'A folder for a memory larger than memory')
     compile: bool = param(False, 'A whole update as one compiled graph')
     bf16: bool = param(False, 'Matrix products in bfloat16: faster, coarser')
 
@@ -60,13 +59,12 @@ class SACDiscrete(OffPolicy):
     config = SACDiscreteConfig
     keys = ('q_loss', 'q', 'td', 'pi_loss', 'entropy', 'alpha')
     q_loss: Callable[[Batch], tuple[Tensor, Tensor]]; pi_loss: Callable[[Batch], tuple[Tensor, Tensor]]
-    both: Callable[[Batch, Any], Tensor]; step: Callable[[Batch, float], tuple[Tensor, Tensor]]
+    both: Callable[[Batch, Any], Tensor]; step: Callable[[Batch, float], tuple[Tensor, Tensor]]; q: Any; q_slow: Any
 
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
         if not isinstance(act_space, spaces.Discrete): raise BadInput('act_space', f'{act_space}', 'Discrete: one of some actions')
-        c, n = self.cfg, int(act_space.n)
-        sizes, self.nats = (obs_dim(obs_space), *c.hidden, n), math.log(n)
+        c, sizes, self.nats = self.cfg, (obs_dim(obs_space), *self.cfg.hidden, int(act_space.n)), math.log(act_space.n)
         self.slow = followed(self, 'q', lambda: mlp(sizes, c.activation, members=2))
         with isolated(seed_of(seed, 'init', 'pi')): self.pi = mlp(sizes, c.activation, .01)
         self.log_alpha = nn.Parameter(torch.tensor(c.alpha).log(), requires_grad=c.tune_alpha)
@@ -90,12 +88,11 @@ agents.add('sac_discrete', SACDiscrete)
 @patch
 def q_loss(self: SACDiscrete, b: Batch) -> tuple[Tensor, Tensor]:
     "Squared error of both critics towards the soft target; (metrics …, an error a row)"
-    s, after = seen(b.obs), seen(b.next_obs)
     with torch.no_grad():
-        pi = Categorical(self.pi(after))
-        v = (pi.probs*(self.q_slow(after).amin(0) - self.log_alpha.exp()*pi.logp)).sum(-1)
+        pi = Categorical(self.pi(b.next_obs))
+        v = (pi.probs*(self.q_slow(b.next_obs).amin(0) - self.log_alpha.exp()*pi.logp)).sum(-1)
         y = b.reward + b.discount*v
-    q = self.q(s).gather(2, b.act[None, :, None].expand(2, -1, 1))[..., 0]
+    q = self.q(b.obs).gather(2, b.act[None, :, None].expand(2, -1, 1))[..., 0]
     err = q - y
     value = .5*(b.weight*err.square()).mean(1).sum()
     d = err.detach().mean(0)
@@ -104,9 +101,8 @@ def q_loss(self: SACDiscrete, b: Batch) -> tuple[Tensor, Tensor]:
 @patch
 def pi_loss(self: SACDiscrete, b: Batch) -> tuple[Tensor, Tensor]:
     "Entropy against value, and the temperature between them"
-    s = seen(b.obs)
-    pi, alpha = Categorical(self.pi(s)), self.log_alpha.exp().detach()
-    value = (pi.probs*(alpha*pi.logp - self.q(s).detach().amin(0))).sum(-1).mean()
+    pi, alpha = Categorical(self.pi(b.obs)), self.log_alpha.exp().detach()
+    value = (pi.probs*(alpha*pi.logp - self.q(b.obs).detach().amin(0))).sum(-1).mean()
     entropy = pi.entropy().mean().detach()
     return value + self.log_alpha*(entropy - b.wanted[0]), torch.stack([value.detach(), entropy, alpha])
 
@@ -123,6 +119,6 @@ def both(self: SACDiscrete, b: Batch, lr: Any) -> Tensor:
 def step(self: SACDiscrete, b: Batch, progress: float) -> tuple[Tensor, Tensor]:
     "A gradient step of everything; metrics, and an error a row"
     wanted = torch.full_like(b.reward, at(self.cfg.target_entropy, progress)*self.nats)
-    b = Batch({k: v for k, v in b.items() if k != 'row'}, wanted=wanted)
+    b = Batch({k: seen(v) for k, v in b.items() if k != 'row'}, wanted=wanted)
     with products(self.cfg.bf16): info = self.together(self.both, b, at(self.cfg.lr, progress))
     return info.split([len(self.keys), len(b.reward)])

@@ -45,11 +45,9 @@ class TD3Config(Config):
     her: str = param('off', 'Hindsight goals', choices=('off', 'future', 'final', 'episode'))
     her_k: float = param(4., 'Hindsight goals for each true one', lo=0.)
     critics: int = param(2, 'How many critics', lo=1, hi=64)
-    layer_norm: bool = param(False, 'Normalise the layers of the critics')
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((256, 256), 'Widths of actor and critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
-    memmap: str = param('', 'A folder for a memory larger than memory')
     compile: bool = param(False, 'A whole update as one compiled graph')
     bf16: bool = param(False, 'Matrix products in bfloat16: faster, coarser')
 
@@ -59,8 +57,8 @@ class TD3(OffPolicy):
     config = TD3Config
     keys = ('q_loss', 'q', 'td', 'pi_loss')
     q_loss: Callable[[Batch], tuple[Tensor, Tensor]]; pi_loss: Callable[[Batch], tuple[Tensor, Tensor]]
-    settle: Callable[[Batch, Any], Tensor]; both: Callable[[Batch, Any], Tensor]
-    step: Callable[[Batch, float], tuple[Tensor, Tensor]]
+    settle: Callable[[Batch, Any], Tensor]; both: Callable[[Batch, Any], Tensor]; step: Callable[[Batch, float], tuple[Tensor, Tensor]]
+    q: Any; q_slow: Any; pi: Any; pi_slow: Any
 
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
@@ -88,11 +86,11 @@ agents.add('td3', TD3)
 @patch
 def q_loss(self: TD3, b: Batch) -> tuple[Tensor, Tensor]:
     "Squared error of all critics towards the smeared target; (metrics …, an error a row)"
-    c, s, after = self.cfg, seen(b.obs), seen(b.next_obs)
+    c = self.cfg
     with torch.no_grad():
-        a = (self.pi_slow(after).tanh() + (c.target_noise*b.eps[0]).clamp(-c.noise_clip, c.noise_clip)).clamp(-1, 1)
-        y = b.reward + b.discount*self.q_slow(torch.cat([after, a], -1)).amin(0)[:, 0]
-    q = self.q(torch.cat([s, b.act], -1))[..., 0]
+        a = (self.pi_slow(b.next_obs).tanh() + (c.target_noise*b.eps[0]).clamp(-c.noise_clip, c.noise_clip)).clamp(-1, 1)
+        y = b.reward + b.discount*self.q_slow(torch.cat([b.next_obs, a], -1)).amin(0)[:, 0]
+    q = self.q(torch.cat([b.obs, b.act], -1))[..., 0]
     err = q - y
     value = (b.weight*err.square()).mean(1).sum()
     d = err.detach().mean(0)
@@ -101,8 +99,7 @@ def q_loss(self: TD3, b: Batch) -> tuple[Tensor, Tensor]:
 @patch
 def pi_loss(self: TD3, b: Batch) -> tuple[Tensor, Tensor]:
     "Minus what the first critic expects of the actor"
-    s = seen(b.obs)
-    value = -self.q(torch.cat([s, self.pi(s).tanh()], -1))[0].mean()
+    value = -self.q(torch.cat([b.obs, self.pi(b.obs).tanh()], -1))[0].mean()
     return value, value.detach()[None]
 
 # %% ../../nbs/30_agents/60_td3.ipynb #35b34b92

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .base import agents
-from .continuous import critics, followed, seen
+from .continuous import critics, followed
 from .sac import SAC
 from ..core.batch import Batch
 from ..core.config import Config, param
@@ -39,20 +39,19 @@ class TQCConfig(Config):
     train_every: int = param(1, 'Environment steps between update phases', lo=1)
     updates: int = param(1, 'Gradient steps in each phase', lo=1)
     n_step: int = param(1, 'Rewards that are summed before the estimate', lo=1)
-    per: bool = param(False, 'Prioritised replay')
     her: str = param('off', 'Hindsight goals', choices=('off', 'future', 'final', 'episode'))
     her_k: float = param(4., 'Hindsight goals for each true one', lo=0.)
-    layer_norm: bool = param(False, 'Normalise the layers of the critics')
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((256, 256), 'Widths of actor and critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
-    memmap: str = param('', 'A folder for a memory larger than memory')
     compile: bool = param(False, 'A whole update as one compiled graph')
     bf16: bool = param(False, 'Matrix products in bfloat16: faster, coarser')
 
-    def check(self) -> None:
-        "Something is left"
-        if self.drop >= self.quantiles: raise BadInput('drop', f'{self.drop} of {self.quantiles} quantiles', f'at most {self.quantiles - 1}')
+# %% ../../nbs/30_agents/80_tqc.ipynb #aafe7d9b
+@patch
+def check(self: TQCConfig) -> None:
+    "Something is left"
+    if self.drop >= self.quantiles: raise BadInput('drop', f'{self.drop} of {self.quantiles} quantiles', f'at most {self.quantiles - 1}')
 
 # %% ../../nbs/30_agents/80_tqc.ipynb #4d9fd97d
 class TQC(SAC):
@@ -82,12 +81,12 @@ def quantile_loss(z: Tensor, y: Tensor) -> Tensor:
 @patch
 def q_loss(self: TQC, b: Batch) -> tuple[Tensor, Tensor]:
     "Quantiles of all critics towards what is left of the heap; (metrics …, an error a row)"
-    c, s, after = self.cfg, seen(b.obs), seen(b.next_obs)
+    c = self.cfg
     with torch.no_grad():
-        a, logp = self.policy(after).sample_with_log_prob(eps=b.eps[1])
-        heap = self.q_slow(torch.cat([after, a], -1)).transpose(0, 1).flatten(1).sort(1).values
+        a, logp = self.policy(b.next_obs).sample_with_log_prob(eps=b.eps[1])
+        heap = self.q_slow(torch.cat([b.next_obs, a], -1)).transpose(0, 1).flatten(1).sort(1).values
         y = b.reward[:, None] + b.discount[:, None]*(heap[:, :c.critics*(c.quantiles - c.drop)] - (self.log_alpha.exp()*logp)[:, None])
-    z = self.q(torch.cat([s, b.act], -1))
+    z = self.q(torch.cat([b.obs, b.act], -1))
     value = (b.weight*quantile_loss(z, y)).mean()
     d = z.detach().mean((0, 2)) - y.mean(1)
     return value, torch.cat([torch.stack([value.detach(), z.detach().mean(), d.abs().mean()]), d])

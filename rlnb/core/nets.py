@@ -258,13 +258,13 @@ def lerp_(self: Flat, other: Flat, tau: float) -> None:
 def adam(self: Flat, lr: float | Tensor, betas: tuple[float, float] = (.9, .999), eps: float = 1e-8) -> None:
     "One step of Adam"
     self.step += 1
-    if torch.compiler.is_compiling():                       # a graph has no fused Adam; it fuses these
-        self.m.lerp_(self.grad, 1 - betas[0])
-        self.v.lerp_(self.grad*self.grad, 1 - betas[1])
-        self.vec.sub_(lr/(1 - betas[0]**self.step)*self.m/((self.v/(1 - betas[1]**self.step)).sqrt() + eps))
+    if not torch.compiler.is_compiling():
+        torch._fused_adam_([self.vec], [self.grad], [self.m], [self.v], [], [self.step], lr=lr, beta1=betas[0], beta2=betas[1],
+                           weight_decay=0., eps=eps, amsgrad=False, maximize=False)
         return
-    torch._fused_adam_([self.vec], [self.grad], [self.m], [self.v], [], [self.step], lr=lr, beta1=betas[0], beta2=betas[1],
-                       weight_decay=0., eps=eps, amsgrad=False, maximize=False)
+    self.m.lerp_(self.grad, 1 - betas[0])                       # a graph can't take that kernel in; these it fuses itself
+    self.v.lerp_(self.grad*self.grad, 1 - betas[1])
+    self.vec.sub_(lr/(1 - betas[0]**self.step)*self.m/((self.v/(1 - betas[1]**self.step)).sqrt() + eps))
 
 @patch
 def rmsprop(self: Flat, lr: float, alpha: float = .99, eps: float = 1e-5, inside: bool = False) -> None:
