@@ -248,7 +248,8 @@ def busy(rounds, say, paths):
     "What default settings cost while every core is taken: beside one thread pinned to one core, in wall time"
     w, part = ROWS['ppo-cartpole-8'], dict(default=dict(steps=20_480), pinned=dict(steps=20_480), sb3=dict(steps=2_048))     # theirs crawls
     cores = sorted(os.sched_getaffinity(0))
-    spin = [subprocess.Popen([sys.executable, '-c', f'import os\nwhile os.getppid() == {os.getpid()}: pass'], preexec_fn=lambda c=c: os.sched_setaffinity(0, {c})) for c in cores]
+    code = f'import os\nwhile os.getppid() == {os.getpid()}: pass'
+    spin = [subprocess.Popen([sys.executable, '-c', code], preexec_fn=lambda c=c: os.sched_setaffinity(0, {c})) for c in cores]
     try:
         pairs = []
         for r in range(rounds):
