@@ -246,14 +246,16 @@ def compare(paths, rounds, scale, say):
 
 def busy(rounds, say, paths):
     "What default settings cost while every core is taken: beside one thread pinned to one core, in wall time"
-    w = ROWS['ppo-cartpole-8'] | dict(steps=20_480)
+    w, part = ROWS['ppo-cartpole-8'], dict(default=dict(steps=20_480), pinned=dict(steps=20_480), sb3=dict(steps=2_048))     # theirs crawls
     cores = sorted(os.sched_getaffinity(0))
-    spin = [subprocess.Popen([sys.executable, '-c', 'while True: pass'], preexec_fn=lambda c=c: os.sched_setaffinity(0, {c})) for c in cores]
+    code = f'import os\nwhile os.getppid() == {os.getpid()}: pass'
+    spin = [subprocess.Popen([sys.executable, '-c', code], preexec_fn=lambda c=c: os.sched_setaffinity(0, {c})) for c in cores]
     try:
         pairs = []
         for r in range(rounds):
             kinds = [('default', 'rlnb', 0, None), ('pinned', 'rlnb', 1, {cores[r % len(cores)]}), *[('sb3', 'sb3', 0, None)]*('sb3' in paths)]
-            pairs.append({k: measured(who, w, paths.get(who, ''), threads, pin) for k, who, threads, pin in (kinds if r % 2 else kinds[::-1])})
+            turn = kinds if r % 2 else kinds[::-1]
+            pairs.append({k: measured(who, w | part[k], paths.get(who, ''), threads, pin) for k, who, threads, pin in turn})
             say(f'round {r + 1}  busy  ' + '  '.join(f'{k} {x["steps"]/x["wall"]:,.0f} steps/s' for k, x in sorted(pairs[-1].items())))
     finally:
         for p in spin:
@@ -278,7 +280,7 @@ def main():
     from rlnb.train.bench import commit, hardware
     paths = {k: str(Path(v).absolute()) for k in PEERS if (v := getattr(a, k))}
     def say(line): print(line, flush=True)
-    found = dict(busy=busy(a.rounds, say, paths), rows=compare(paths, a.rounds, a.scale, say), hardware=hardware(), commit=commit(), rounds=a.rounds)
+    found = dict(rows=compare(paths, a.rounds, a.scale, say), busy=busy(a.rounds, say, paths), hardware=hardware(), commit=commit(), rounds=a.rounds)
     write_json(ROOT / 'results' / 'peers.json', found)
     for r in found['rows']:
         ratio = f'{r["ratio"]:.2f} [{r["low"]:.2f}, {r["high"]:.2f}]' if r['ratio'] else r['void']
