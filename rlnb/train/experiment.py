@@ -48,6 +48,7 @@ class Experiment(Config):
     checkpoint_every: int = param(0, 'Steps between two checkpoints; 0: by the clock', lo=0)
     checkpoint_episodes: int = param(0, 'Episodes between two checkpoints; 0: none', lo=0)
     keep: int = param(3, 'Checkpoints that are kept, besides the best', lo=2)
+    cost_limit: float | None = param(None, 'The best look keeps its cost within this, if any does')
     max_episodes: int = param(0, 'End after so many episodes; 0: steps decide', lo=0)
     wall: float = param(0., 'End after so many seconds, over all lives; 0: steps decide', lo=0.)
     until_return: float | None = param(None, 'End when the last hundred episodes, or a look, return so much')

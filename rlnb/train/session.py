@@ -127,7 +127,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     self.limit = Limit(x.max_episodes, x.wall, float('inf') if x.until_return is None else x.until_return, spent)
     cbs: list[Callback] = [self.record, Profile(), status, self.limit, self.control, self.saver, Guard(x.on_trouble), *self.cbs]
     if x.eval_every:
-        look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver)
+        look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver, limit=x.cost_limit)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
     self.mirror = Mirror() if x.tensorboard else None
     if self.mirror: cbs.append(self.mirror)

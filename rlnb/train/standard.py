@@ -13,10 +13,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+from fastcore.basics import patch
+
 from ..core.errors import BadInput, DiskError
 from ..core.schedule import KLAdaptive, Plateau
 from ..core.seed import isolated
-from ..evaluation.evaluate import play
+from ..evaluation.evaluate import roll
+from ..evaluation.stats import interval
 from ..runs.keep import manifest_of_best
 from .callback import Callback, Enough
 from .save import Checkpoint, Due
@@ -26,32 +30,43 @@ from .track import fetch
 class Evaluate(Callback):
     "Plays the policy every so many steps; the row says how well"
     order = 40
+    look: Callable[[Any], float]
+    env: Any
     def __init__(self, make: Callable[[], Any],                 # the worlds to play on, made at the first look
-                 every: int, episodes: int = 20, seed: int = 0, saver: Checkpoint | None = None, maximise: bool = True):
+                 every: int, episodes: int = 20, seed: int = 0, saver: Checkpoint | None = None, maximise: bool = True,
+                 limit: float | None = None):                   # of the mean cost of an episode
         self.make, self.due, self.episodes, self.seed, self.saver, self.sign = make, Due(every), episodes, seed, saver, 1 if maximise else -1
-        self.env: Any = None
-        self.best, self.best_step, self.looks = -math.inf, 0, 0
-    def state_dict(self) -> dict: return dict(best=None if self.best == -math.inf else self.best, best_step=self.best_step, looks=self.looks)
-    def load_state_dict(self, d: dict) -> None:
-        self.best, self.best_step, self.looks = -math.inf if d['best'] is None else float(d['best']), int(d['best_step']), int(d['looks'])
+        self.limit, self.env = limit, None
+        self.best: list[float] = []                             # is it feasible, and how good (where it is not: how cheap)?
+        self.best_step, self.score, self.looks = 0, 0., 0
+    def state_dict(self) -> dict[str, Any]: return dict(best=list(self.best), best_step=self.best_step, score=self.score, looks=self.looks)
+    def load_state_dict(self, d: dict[str, Any]) -> None:
+        self.best, self.best_step, self.score, self.looks = list(d['best']), int(d['best_step']), float(d['score']), int(d['looks'])
 
     def before_fit(self, t: Any) -> None: self.due.begin(t.step)
     def after_learn(self, t: Any) -> None:
         if self.due(t.step): self.look(t)
-    def look(self, t: Any) -> float:
-        "Play now; the mean return"
-        with isolated():
-            self.env = self.env or self.make()
-            scores = play(t.agent, self.env, self.episodes, self.seed)
-        mean, self.looks = float(scores.mean()), self.looks + 1
-        t.told['eval/return'] = dict(mean=mean, min=float(scores.min()), max=float(scores.max()), n=len(scores))
-        if self.sign*mean > self.best:
-            self.best, self.best_step = self.sign*mean, t.step
-            if self.saver: self.saver.ask('best')
-        return mean
     def after_fit(self, t: Any) -> None:
         if self.env: self.env.close()
         self.env = None
+
+# %% ../../nbs/50_train/26_standard.ipynb #6d08a532
+@patch
+def look(self: Evaluate, t: Any) -> float:
+    "Play now; the mean return"
+    with isolated():
+        self.env = self.env or self.make()
+        got = roll(t.agent, self.env, self.episodes, self.seed)
+    told = {k: got[k][np.isfinite(got[k])] for k in ('return', 'length', 'success', 'cost')}      # a world may say nothing of some
+    for k, xs in told.items():
+        if len(xs): t.told[f'eval/{k}'] = dict(mean=float(xs.mean()), min=float(xs.min()), max=float(xs.max()), n=len(xs))
+    mean, cost, self.looks = float(told['return'].mean()), told['cost'], self.looks + 1
+    high = interval(cost)[1] if self.limit is not None and len(cost) else 0.
+    rank = [1., self.sign*mean] if self.limit is None or high <= self.limit else [0., -high]
+    if rank > self.best:
+        self.best, self.best_step, self.score = rank, t.step, mean
+        if self.saver: self.saver.ask('best')
+    return mean
 
 # %% ../../nbs/50_train/26_standard.ipynb #4109b507
 class Best(Callback):
@@ -65,7 +80,7 @@ class Best(Callback):
         step = self.evaluate.best_step
         if step in (0, self.named) or not self.saver.keeper.has(step): return
         with suppress(DiskError):                                  # asked again after the next iteration
-            self.saver.keeper.name_best(step, self.evaluate.sign*self.evaluate.best)
+            self.saver.keeper.name_best(step, self.evaluate.score)
             self.named = step
 
 # %% ../../nbs/50_train/26_standard.ipynb #29554a62

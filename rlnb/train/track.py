@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from ..core.errors import DiskError
-from ..core.rows import Jsonl
+from ..core.rows import Jsonl, Log
 from ..core.running import Window
 from ..core.text import ascii_safe, duration, si
 from .callback import Callback
@@ -135,9 +135,21 @@ class Progress(Callback):
     order = 70
     head = f"{'steps':>9}  {'return':^20} {'entropy':>8} {'kl':>7} {'expl.var':>8} {'steps/s':>8}  {'act/env/learn':>13} {'left':>8}"
 
-    def __init__(self, every: float = .5, write: Callable[[str], None] | None = None):
-        self.every, self.write, self.recent, self.lines = every, write or say, Window(100), 0
-    def before_fit(self, t: Any) -> None: self.then, self.was = perf_counter(), spent(t)
+    def __init__(self, every: float = .5, write: Callable[[str], None] | None = None,
+                 file: bool = True):               # write into log.txt too? A worker's output goes there anyhow
+        self.every, self.show, self.file, self.recent, self.lines = every, write or say, file, Window(100), 0
+        self.log: Log | None = None
+    def before_fit(self, t: Any) -> None:
+        self.then, self.was = perf_counter(), spent(t)
+        self.log = Log(t.run/'log.txt') if self.file and t.run else None
+    def after_fit(self, t: Any) -> None:
+        if self.log: self.log.close()
+        self.log = None
+    def write(self, line: str) -> None:
+        "For the console, and for later"
+        self.show(line)
+        with suppress(DiskError):
+            if self.log: self.log.write(f'{line}\n'.encode())
     def after_learn(self, t: Any) -> None:
         for e in t.episodes: self.recent.add(e['return'])
         now = perf_counter()

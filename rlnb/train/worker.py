@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rlnb.runs.run import Run
         from rlnb.train.session import fit
         from rlnb.train.track import Progress
-        phase = fit(Run(a.run), a.steps, a.episodes, [Progress(every=5.)], a.rescale, worker=True, allow=a.allow_import).phase
+        phase = fit(Run(a.run), a.steps, a.episodes, [Progress(every=5., file=False)], a.rescale, worker=True, allow=a.allow_import).phase
     except BaseException as e:
         if not isinstance(e, RlnbError) or e.__cause__ is not None: sys.stderr.write(str(redact(traceback.format_exc())))
         line = str(e) if isinstance(e, RlnbError) else one_line(e)
