@@ -30,7 +30,7 @@ from .track import Profile, Progress, Record
 from .trainer import Trainer
 
 # %% ../../nbs/50_train/40_experiment.ipynb #668b2384
-_PAGES = ('a2c', 'ppo', 'ppo_rnn', 'dqn', 'c51', 'rainbow', 'pqn', 'td3', 'sac', 'sac_discrete', 'crossq', 'tqc')     # importing a page registers its agent
+_PAGES = ('a2c', 'ppo', 'ppo_rnn', 'dqn', 'c51', 'rainbow', 'pqn', 'td3', 'sac', 'sac_discrete', 'crossq', 'tqc')   # importing one registers it
 
 def find_agent(name: str) -> Any:
     "The class of an agent, by its registered name"
