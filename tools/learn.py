@@ -110,7 +110,8 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         seen = ' '.join(f'{r[c.what]["mean"]:.1f}' if r else '—' for r in rows)
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
         over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
-        how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
+        how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval'}.get(c.judge, '')
+        how += ' best checkpoint' if c.what == 'best' else ''
         lines.append(f'{c.agent:<6}{c.world:<20}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
