@@ -101,7 +101,8 @@ class Limit(Callback):
     def after_learn(self, t: Any) -> None:
         for e in t.episodes: self.recent.add(e['return'])
         if self.episodes and t.ended >= self.episodes: raise Enough(f'{t.ended} episodes')
-        if self.recent.n == 100 and self.recent.mean >= self.until: raise Enough(f'return {self.recent.mean:.1f} over the last 100 episodes')
+        if self.until < math.inf and self.recent.n == 100 and (mean := self.recent.mean) >= self.until:
+            raise Enough(f'return {mean:.1f} over the last 100 episodes')
         if self.seconds and self.before + time.monotonic() - self.began >= self.seconds: raise Enough(f'{self.seconds:g} seconds')
 
 # %% ../../nbs/50_train/26_standard.ipynb #fd80ba33

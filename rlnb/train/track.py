@@ -65,6 +65,7 @@ class Rows(Jsonl):
         self.offset, self._seen = self.safe[0], self.safe[1].copy()
         self.waiting, self.written, self._torn, self._failed = self.written + self.waiting, [], True, False
 
+# %% ../../nbs/50_train/20_track.ipynb #753f307d
 class Record(Callback):
     "metrics.jsonl: what happened"
     order = 50
