@@ -1134,3 +1134,22 @@ def test_a_command_is_heard_though_the_folder_was_just_looked_at(quick):
     control.after_learn(SimpleNamespace(step=0))
     events.close()
     assert asked_ == ['command']
+
+
+def test_episodes_are_not_told_twice_after_a_stop():
+    "A callback ends training when an iteration is done; the same trainer goes on: its next row has only its own episodes"
+    from rlnb.agents.a2c import A2C
+    from rlnb.envs.classic import CartPole
+    from rlnb.train.callback import Callback, CancelFit
+    from rlnb.train.trainer import Trainer
+    class Rows(Callback):
+        def __init__(self, at): self.at, self.rows = at, []
+        def after_learn(self, t):
+            self.rows.append([dict(e) for e in t.episodes])
+            if t.iter == self.at: raise CancelFit('enough for now')
+    def rows(at):
+        env = CartPole(4, max_steps=9)
+        t = Trainer(A2C(env.obs_space, env.act_space, A2C.config(n_steps=16), seed=0), env, [Rows(at)], seed=0)
+        while t.step < 640: t.fit(640)
+        return t.cbs.cbs[0].rows
+    assert rows(3) == rows(0) and all(rows(0))
