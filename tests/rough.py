@@ -90,13 +90,17 @@ def set_at(step: str) -> None:
     "A `set` arrives when the run has reached a step, unless one did in a former life"
     from rlnb.runs.control import send
     from rlnb.train.steer import Control
-    after, step = Control.after_learn, int(step)
+    after, begin, step = Control.after_learn, Control.before_fit, int(step)
+    def begun(self, t):
+        if not self.events.of('set'):              # sent in a former life and not heard: it is sent again when its step comes
+            for f in (t.run/'control').glob('*-set.cmd'): f.unlink()
+        begin(self, t)
     def sent(self, t):
         if t.step >= step and not self.events.of('set'):
             send(t.run, 'set', changes={'ent_coef': .03, 'lr': .002})
             self.polled = 0.
         after(self, t)
-    Control.after_learn = sent
+    Control.before_fit, Control.after_learn = begun, sent
 
 
 def both(step: str, n: str) -> None:

@@ -714,7 +714,7 @@ def test_fault_64_moved_zipped_linked(quick):
     assert lived(early) == 0
 
 
-def test_fault_65_a_million_rows(quick):
+def test_fault_65_many_rows(quick):
     run = create(quick, 'long', {})
     line = '{"step":%d,"iter":%d,"episode/return":{"mean":1.5,"min":0,"max":3,"n":2}}\n'
     (run.path/'metrics.jsonl').write_text(''.join(line % (i, i) for i in range(200_000)))
@@ -1052,3 +1052,104 @@ def test_attack_40_a_terminal_is_not_steered(quick):
 
 def test_faults_are_told_in_one_line():
     for e in (BadInput('a', 'b\nc'), NoCheckpoint('x\ny'), DiskError('a\rb'), Locked('\x1b[31m')): assert len(str(e).splitlines()) <= 1 and '\x1b' not in str(e)
+
+
+# ---- found by these tests, and mended
+def test_killed_while_it_ends_because_it_has_enough(quick):
+    "Killed behind the last checkpoint of a run that ended before its steps did: the next life ends it, and trains no further"
+    peace, listing = folder(quick, 'peace', 10**5, max_episodes=20), Listing()
+    def listed():
+        disk.now = listing
+        code = worker.main([str(peace.path), '--episodes', '0'])
+        disk.now = io.Disk()
+        write_json(quick/'ops.json', [who for _, who in listing.ops])
+        return code
+    assert ended(child(listed, peace.path/'log.txt')) == 0 and peace.result['steps'] < 10**5
+    ending = [n for n, who in enumerate(read_json(quick/'ops.json', 1 << 26)) if 'end' in who]
+    assert len(ending) > 15
+    for n in ending:
+        run = folder(quick, 'run', 10**5, max_episodes=20)
+        assert lived(run, Fatal(n)) == -9 and lived(run) == 0 and differences(peace, run) == []
+        assert (run.result['why'], run.result['steps']) == (peace.result['why'], peace.result['steps'])
+        shutil.rmtree(run.path)
+
+
+def test_a_change_that_a_rule_moved(quick):
+    "`set` gives lr a value, then the KL rule moves it: a later life has the value that held, not the one that was asked for"
+    words = dict(agent='ppo', steps=3_000, minibatch=16, adapt='kl', n_steps=16, checkpoint_every=256, keep=9)
+    def sent(): rough.set_at('300')
+    peace = folder(quick, 'peace', **words)
+    assert lived(peace, before=sent) == 0 and len({r['learn/lr'] for r in peace.metrics()}) > 3
+    for n in range(120, 400, 40):
+        run = folder(quick, f'run-{n}', **words)
+        assert lived(run, Fatal(n), before=sent) == -9 and lived(run, before=sent) == 0 and differences(peace, run) == []
+
+
+def test_an_event_whose_sync_failed_breaks_no_chain(quick):
+    events = Events(quick)
+    events.add('start', 0)
+    with using(Refusing(1, errno.ENOSPC, False)), pytest.raises(DiskError): events.add('set', 1)
+    events.log._failed = False
+    events.add('stop', 2)
+    events.close()
+    assert [e['kind'] for e in read_events(quick)] == ['start', 'set', 'stop']
+
+
+def test_rows_go_on_after_a_failed_sync(quick):
+    "What was written since the last good sync is written anew, not taken for good"
+    rows = Rows(quick/'m.jsonl')
+    rows.append({'step': 1})
+    rows.sync()
+    rows.append({'step': 2})
+    with using(Refusing(0, errno.EIO, False)), pytest.raises(DiskError): rows.sync()
+    rows.append({'step': 3})
+    noting = []
+    class Writes(io.Disk):
+        def write(self, fd, data): noting.append(bytes(data)), super().write(fd, data)
+    with using(Writes()): rows.sync()
+    rows.close()
+    assert len(noting) == 2 and [r['step'] for r in read_jsonl(quick/'m.jsonl')[0]] == [1, 2, 3]
+    assert rows.sha256 == io.digest(quick/'m.jsonl')[0].hexdigest()
+
+
+def test_the_best_is_named_by_the_next_life(quick):
+    "Killed between the checkpoint of the best look and its naming"
+    run = folder(quick, 'run', 700, eval_every=96, eval_episodes=2)
+    assert lived(run) == 0
+    best = manifest_of_best(run.path)
+    if best['step'] != steps_saved(run.path)[-1]: (run.path/'ckpt'/'best.json').unlink()
+    else: pytest.skip('the last one is the best')
+    assert lived(run, None, '--steps', '800') == 0 and manifest_of_best(run.path)['step'] >= best['step']
+
+
+def test_a_command_is_heard_though_the_folder_was_just_looked_at(quick):
+    "`look` is asked before each step of the worlds; `after_learn` has a clock of its own"
+    run = folder(quick)
+    from rlnb.train.steer import Control
+    events = Events(run.path)
+    control = Control(Inbox(run.path), events, SimpleNamespace(), SimpleNamespace(cost=0., ask=lambda kind: asked_.append(kind)))
+    asked_: list[str] = []
+    send(run.path, 'checkpoint')
+    assert not control.look()
+    control.after_learn(SimpleNamespace(step=0))
+    events.close()
+    assert asked_ == ['command']
+
+
+def test_episodes_are_not_told_twice_after_a_stop():
+    "A callback ends training when an iteration is done; the same trainer goes on: its next row has only its own episodes"
+    from rlnb.agents.a2c import A2C
+    from rlnb.envs.classic import CartPole
+    from rlnb.train.callback import Callback, CancelFit
+    from rlnb.train.trainer import Trainer
+    class Rows(Callback):
+        def __init__(self, at): self.at, self.rows = at, []
+        def after_learn(self, t):
+            self.rows.append([dict(e) for e in t.episodes])
+            if t.iter == self.at: raise CancelFit('enough for now')
+    def rows(at):
+        env = CartPole(4, max_steps=9)
+        t = Trainer(A2C(env.obs_space, env.act_space, A2C.config(n_steps=16), seed=0), env, [Rows(at)], seed=0)
+        while t.step < 640: t.fit(640)
+        return t.cbs.cbs[0].rows
+    assert rows(3) == rows(0) and all(rows(0))

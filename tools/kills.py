@@ -21,9 +21,10 @@ os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT/'tests'), *filte
 
 def cases() -> dict[str, dict]:
     from test_kills import A2C, ALL, CASES, SMALL
+    rough = dict(agent='ppo', env='rough:Impolite', allow=['rough'], steps=2_600, eval_every=0, adapt='')
     more = {'ppo, pendulum': SMALL | dict(agent='ppo', env='rlnb/Pendulum-v1', steps=2_600, norm_obs=True, norm_reward=True),
             'a2c, gymnasium pendulum': A2C | dict(env='Pendulum-v1', steps=1_600),
-            'ppo, generators of everybody': SMALL | ALL | dict(agent='ppo', env='rough:Impolite', allow=['rough'], steps=2_600, eval_every=0, adapt='')}
+            'ppo, generators of everybody': SMALL | ALL | rough}
     return {k: words for k, (_, words) in CASES.items()} | more
 
 
@@ -42,7 +43,8 @@ def main() -> int:
         name = min(mine, key=lambda k: have.get(k, {}).get('kills', 0))
         with tempfile.TemporaryDirectory(dir=memory) as d: found = certify(kills=24, seed=seed, root=d, **mine[name])
         seed += found['runs']
-        was = have.setdefault(name, dict(kills=0, survived=0, runs=0, lost_steps=0, lost_most=0, seconds=0., how={}, differences=[], tier=found['tier'], steps=found['steps'], compared=found['compared']))
+        fresh = dict(kills=0, survived=0, runs=0, lost_steps=0, lost_most=0, seconds=0., how={}, differences=[])
+        was = have.setdefault(name, fresh | {k: found[k] for k in ('tier', 'steps', 'compared')})
         for k in ('kills', 'survived', 'runs', 'lost_steps', 'seconds'): was[k] = round(was[k] + found[k], 1)
         was['lost_most'] = max(was['lost_most'], found['lost_most'])
         was['how'] = {k: was['how'].get(k, 0) + n for k, n in found['how'].items()}

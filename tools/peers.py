@@ -152,7 +152,7 @@ def sb3(w):
 
 def ours(w):
     "Our side, through the front door and with its default callbacks"
-    from rlnb.train.experiment import train
+    from rlnb.train.session import train
     from rlnb.train.measure import Stopwatch
     rows = w['n']*w['T']
     cfg, watch = dict(lr=w['lr'], n_steps=w['T'], minibatch=w['mb'], epochs=w['epochs']), Stopwatch(w['steps']//rows)

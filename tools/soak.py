@@ -31,8 +31,9 @@ def main() -> int:
     from rlnb.core.platform import popen_detached
     from rlnb.runs.control import send
     from rlnb.runs.keep import resume_point
-    from rlnb.train import record as _
+    from rlnb.train import record      # teaches a run to verify itself
     from rlnb.train.session import asked, folder_for
+    assert record
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=60)
     p.add_argument('--seed', type=int, default=0)
@@ -59,18 +60,21 @@ def main() -> int:
             point = resume_point(run.path)
             kept.append(int(point[1]['step']) if point else 0)
             here = sum(f.stat().st_size for f in run.path.rglob('*') if f.is_file() and f.suffix not in ('.jsonl', '.tail') and f.name != 'log.txt')
-            lives.append(dict(at=round(time.monotonic() - began, 1), first=first, last=last, step=kept[-1], folder_kb=here/1024, files=sum(f.is_file() for f in run.path.rglob('*'))))
-            print(f'{lives[-1]["at"]:>7} s  kill {len(lives)}  step {kept[-1]:,}  {last["rss_mb"]:.0f} MB  {last["fds"]} files open  {last["threads"]} threads  folder {here/1024:.0f} kB', flush=True)
+            at, files = round(time.monotonic() - began, 1), sum(f.is_file() for f in run.path.rglob('*'))
+            lives.append(dict(at=at, first=first, last=last, step=kept[-1], folder_kb=here/1024, files=files))
+            print(f'{at:>7} s  kill {len(lives)}  step {kept[-1]:,}  {last}  folder {here/1024:.0f} kB', flush=True)
         whole = [s for s in run.verify().items() if s[1]]
         for c in run.checkpoints(): verify_dir(run.path/'ckpt'/f'{c["step"]:012d}')
         steps = [r['step'] for r in run.metrics()]
-    at, hours = [x['at'] for x in lives], 3600
-    out = dict(command=f'python tools/soak.py --minutes {a.minutes:g}', minutes=round((time.monotonic() - began)/60, 1), kills=len(lives), steps=kept[-1], never_back=kept == sorted(kept),
-               rows=len(steps), rows_lost_or_doubled=len(steps) - len(set(steps)) + (steps != sorted(steps)), wrong=whole,
-               rss_mb=dict(first=round(lives[0]['last']['rss_mb'], 1), last=round(lives[-1]['last']['rss_mb'], 1), slope_per_hour=round(hours*slope(at, [x['last']['rss_mb'] for x in lives]), 2),
-                           grown_within_a_life=round(statistics.median(x['last']['rss_mb'] - x['first']['rss_mb'] for x in lives), 2)),
+    memory, grown = [x['last']['rss_mb'] for x in lives], [x['last']['rss_mb'] - x['first']['rss_mb'] for x in lives]
+    folder = [round(x['folder_kb']) for x in lives]
+    out = dict(command=f'python tools/soak.py --minutes {a.minutes:g}', minutes=round((time.monotonic() - began)/60, 1), kills=len(lives),
+               steps=kept[-1], never_back=kept == sorted(kept), rows=len(steps),
+               rows_lost_or_doubled=len(steps) - len(set(steps)) + (steps != sorted(steps)), wrong=whole,
+               rss_mb=dict(first=round(memory[0], 1), last=round(memory[-1], 1), grown_within_a_life=round(statistics.median(grown), 2),
+                           slope_per_kill=round(slope(list(range(len(memory))), memory), 3)),
                fds=sorted({x['last']['fds'] for x in lives}), threads=sorted({x['last']['threads'] for x in lives}),
-               folder_kb=dict(first=round(lives[1 if len(lives) > 1 else 0]['folder_kb']), last=round(lives[-1]['folder_kb']), most=round(max(x['folder_kb'] for x in lives))), files_most=max(x['files'] for x in lives))
+               folder_kb=dict(first=folder[min(1, len(folder) - 1)], last=folder[-1], most=max(folder)), files_most=max(x['files'] for x in lives))
     (ROOT/'results'/'soak.json').write_text(json.dumps(dict(**out, lives=lives), indent=1) + '\n', encoding='utf-8')
     print(json.dumps(out, indent=1))
     return int(not out['never_back'] or bool(out['rows_lost_or_doubled']) or bool(whole))

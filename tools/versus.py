@@ -30,7 +30,8 @@ def rlnb(c, seed):
     "Ours, as `train` runs it but without a folder"
     from rlnb.core.seed import seed_of
     from rlnb.envs.gym import make
-    from rlnb.train.experiment import build, play
+    from rlnb.evaluation.evaluate import play
+    from rlnb.train.experiment import build
     t = build(experiment(c, seed)).fit(c.steps)
     return float(play(t.agent, make(c.world, 20), 100, seed_of(seed, 'play')).mean())
 
@@ -55,7 +56,7 @@ def version(c, side, theirs):
 
 def table(have, theirs):
     "Means with their intervals over seeds, and whether they overlap"
-    from rlnb.train.experiment import interval
+    from rlnb.evaluation.stats import interval
     lines, well = [f'{"world":<18}{"steps":>9}  {"rlnb: mean [95 %] n":<32}{"sb3: mean [95 %] n":<32}'], True
     for c in CELLS:
         said, ends = '', []

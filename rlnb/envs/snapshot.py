@@ -120,6 +120,7 @@ def tier_of(build: Callable[[int], VecEnv],   # makes fresh worlds: rows → Vec
     finally:
         for env in (one, two): env.close()
 
+# %% ../../nbs/10_envs/52_snapshot.ipynb #aa36edc0
 def _holds(true: Callable[[int], bool], seeds: tuple[int, ...]) -> bool:
     "Does it hold each time? A check that raises does not"
     try: return all(map(true, seeds))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'walk', 'tour', 'Witness', 'Fatal', 'live', 'Killer', 'differences', 'certify', 'report']
 
-# %% ../../nbs/50_train/70_certify.ipynb #149d95a5
+# %% ../../nbs/50_train/70_certify.ipynb #5c62198c
 import hashlib
 import multiprocessing as mp
 import os
@@ -38,7 +38,7 @@ from .session import asked, fit, folder_for
 from .track import Progress
 from .trainer import Trainer
 
-# %% ../../nbs/50_train/70_certify.ipynb #a3d51b14
+# %% ../../nbs/50_train/70_certify.ipynb #49c7e558
 _FILE = 'path _fd _failed _torn'
 PASSING: dict[str, str] = {             # of a process, not of the run
     'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': _FILE, 'Jsonl': _FILE,
@@ -63,7 +63,7 @@ def _parts(x: Any) -> list[tuple[Any, Any]]:
     if not parts: return [('text', str(x))] if ' at 0x' not in str(x) else []
     return [('class', type(x).__qualname__), *((k, v) for k, v in parts if k not in left_out and left_out != ['*'])]
 
-# %% ../../nbs/50_train/70_certify.ipynb #22bf15a5
+# %% ../../nbs/50_train/70_certify.ipynb #25c20b3b
 def _value(x: Any) -> str | None:
     "A leaf as text; None for what has pieces"
     if x is None or isinstance(x, (bool, int, str, bytes)): return repr(x)
@@ -77,6 +77,7 @@ def _value(x: Any) -> str | None:
     plain = (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc, type(np.dot), np.dtype, torch.dtype, torch.device)
     return getattr(x, '__name__', str(x)) if isinstance(x, plain) else None
 
+# %% ../../nbs/50_train/70_certify.ipynb #a68fecc3
 def walk(x: Any, path: str = 't', out: dict[str, str] | None = None, seen: dict[int, Any] | None = None) -> dict[str, str]:
     "path → value of everything that can be reached from an object"
     out, seen = {} if out is None else out, {} if seen is None else seen
@@ -94,7 +95,7 @@ def tour(t: Any) -> dict[str, str]:
     "Everything that can be reached from a trainer, and the global generators"
     return walk(t) | walk(dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.default_generator), 'global')
 
-# %% ../../nbs/50_train/70_certify.ipynb #9ae320c6
+# %% ../../nbs/50_train/70_certify.ipynb #e47e6108
 class Witness:
     "Writes down everything there is when a fit ends; `began` is called when the first new steps are recorded"
     def __init__(self, file: Path, began: Callable[[], None] = lambda: None): self.file, self.began, self.learned = file, began, False
@@ -112,7 +113,7 @@ class Witness:
             self.began()
         if moment == 'after_fit' and self.learned and (t.step >= t.target or t.enough): write_json(self.file, tour(t))
 
-# %% ../../nbs/50_train/70_certify.ipynb #d27719f6
+# %% ../../nbs/50_train/70_certify.ipynb #2a6b0015
 class Fatal(Disk):
     "A disk whose n-th operation, counted from `arm`, is the last one of the process; a write is left half done"
     def __init__(self, n: int): self.left, self.armed = n, False
@@ -134,7 +135,7 @@ def _counted(name: str) -> Callable[..., Any]:
 
 for _name in [k for k in vars(Disk) if not k.startswith('_')]: setattr(Fatal, _name, _counted(_name))
 
-# %% ../../nbs/50_train/70_certify.ipynb #afffedeb
+# %% ../../nbs/50_train/70_certify.ipynb #e7dd55e3
 def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> None:
     "One life of a run, to its end or to the n-th operation of the disk"
     die_with_parent()
@@ -152,7 +153,7 @@ def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> N
         sys.exit(exit_code(e))
     sys.exit(0 if phase == 'finished' else 75)
 
-# %% ../../nbs/50_train/70_certify.ipynb #fdd7ab0f
+# %% ../../nbs/50_train/70_certify.ipynb #f643d527
 class Killer:
     "Lives and deaths of one experiment"
     life: Callable[..., tuple[int, bool]]
@@ -172,9 +173,10 @@ class Killer:
     def plan(self, n: int) -> tuple[str, float, int]:
         "How the next life ends: the way, seconds after its first new step, operations of the disk after it"
         if self.rng.random() < .12: return 'stop', self.rng.uniform(0, .3)*self.span, -1
-        how = 'worker' if n % 10 == 9 else 'operation' if n % 3 == 1 else 'instant'
+        how = 'worker' if n % 10 == 9 and not self.plant else 'operation' if n % 3 == 1 else 'instant'
         return how, self.rng.uniform(0, .4)*self.span, self.rng.randrange(60) if how == 'operation' else -1
 
+# %% ../../nbs/50_train/70_certify.ipynb #878dc149
 def _size(run: Run) -> int:
     try: return (run.path/'perf.jsonl').stat().st_size
     except OSError: return 0
@@ -184,7 +186,7 @@ def _step(run: Run) -> int:
     rows, _ = read_jsonl(run.path/'perf.jsonl')
     return int(rows[-1]['step']) if rows else 0
 
-# %% ../../nbs/50_train/70_certify.ipynb #e0634ea6
+# %% ../../nbs/50_train/70_certify.ipynb #3675530b
 @patch
 def life(self: Killer, run: Run, how: str = '', delay: float = 0., at: int = -1) -> tuple[int, bool]:
     "Let a run live until it ends or is killed: its exit code, and whether a kill counts"
@@ -209,6 +211,7 @@ def life(self: Killer, run: Run, how: str = '', delay: float = 0., at: int = -1)
     if not how and began == 0: self.span = time.monotonic() - passed
     return int(poll() or 0), _size(run) > began
 
+# %% ../../nbs/50_train/70_certify.ipynb #0405cbe2
 def _begin(p: Any) -> None:
     "Start a process that does not run the script which started this one"
     main, before = sys.modules['__main__'], dict(os.environ)
@@ -220,7 +223,7 @@ def _begin(p: Any) -> None:
         for k in thread_env(1).keys() - before.keys(): del os.environ[k]
         os.environ.update(before)
 
-# %% ../../nbs/50_train/70_certify.ipynb #25fb73a8
+# %% ../../nbs/50_train/70_certify.ipynb #8dc44b7c
 @patch
 def run(self: Killer, name: str, kills: int = 0) -> Run:
     "A run to its end, killed up to so many times on its way"
@@ -237,7 +240,7 @@ def run(self: Killer, name: str, kills: int = 0) -> Run:
             point = resume_point(run.path)
             self.lost.append(_step(run) - (point[1]['step'] if point else 0))
 
-# %% ../../nbs/50_train/70_certify.ipynb #f61f310a
+# %% ../../nbs/50_train/70_certify.ipynb #f2ac36a7
 def _tour(run: Run) -> dict[str, str]:
     "What the last life saw, if it did"
     f = run.path.with_name(f'{run.name}.tour')
@@ -255,7 +258,7 @@ def differences(a: Run, b: Run) -> list[str]:
     if (seen := _tour(a)) and (other := _tour(b)): x, y = x | seen, y | other
     return sorted(k for k in x.keys() | y.keys() if x.get(k) != y.get(k))
 
-# %% ../../nbs/50_train/70_certify.ipynb #69818c83
+# %% ../../nbs/50_train/70_certify.ipynb #477607c7
 def _asked(agent: str, env: str, steps: int | None, seed: int, settings: dict[str, Any]) -> Any:
     "The experiment: forty rollouts where no steps are told, fifteen checkpoints where no interval is"
     exp = asked(agent, env, steps, seed=seed, **settings)
@@ -281,7 +284,7 @@ def certify(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', kills: int = 20, 
                     runs=runs, how=dict(k.kills), lost_steps=sum(k.lost), lost_most=max(k.lost, default=0), differences=odd,
                     compared=len(_left(whole)) + len(_tour(whole)), seconds=round(time.monotonic() - then, 1))
 
-# %% ../../nbs/50_train/70_certify.ipynb #2aa4bed7
+# %% ../../nbs/50_train/70_certify.ipynb #e46a6314
 def report(found: dict[str, Any]) -> str:
     "A certificate for people"
     how = ', '.join(f'{n} {k}' for k, n in found['how'].items() if n)

@@ -69,7 +69,8 @@ class Checkpoint(Callback):
                  first: float = 3., least: float = 60., snapshot: float = 5., before: float = 0.):
         self.keeper, self.events, self.tier = keeper, events, tier
         self.steps, self.episodes, self.least, self.wait, self.snapshot, self.before = Due(every), Due(episodes), least, first, snapshot, before
-        self.asked, self.cost, self.failed, self.began = '', 0., 0, time.monotonic()
+        self.asked, self.cost, self.failed = '', 0., 0
+        self.began = self.last = self.copied = time.monotonic()
         self.good: tuple[Frozen, dict[str, Any], Any, int] | None = None      # in memory: the last good state, its facts, memory and row
         self.tape = Tape(keeper.path)
         self.untold: list[tuple[int, str]] = []                               # failures that no event could tell yet
@@ -91,15 +92,7 @@ class Checkpoint(Callback):
         if kind: self.saved(t, kind)
         elif at - self.copied > max(self.snapshot, 200*self.cost): self._copy(t)
 
-# %% ../../nbs/50_train/22_save.ipynb #41343057
-@patch
-def _bound(self: Checkpoint, t: Any, due: bool) -> None:
-    "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
-    if due:
-        t.boundary(t.step//self.steps.every)
-        self.saved(t, 'regular')
-    elif self.asked: self.saved(t, self.asked, resume=False)
-
+# %% ../../nbs/50_train/22_save.ipynb #6955559d
 @patch
 def _copy(self: Checkpoint, t: Any) -> None:
     with suppress(DiskError):                     # the former copy stays
@@ -111,6 +104,15 @@ def facts(self: Checkpoint, t: Any) -> dict[str, Any]:
     "What the manifest says besides"
     seconds = self.before + time.monotonic() - self.began
     return dict(step=t.step, iter=t.iter, time=now(), seconds=round(seconds, 2), tier=self.tier, **beside(t, self.events))
+
+# %% ../../nbs/50_train/22_save.ipynb #41343057
+@patch
+def _bound(self: Checkpoint, t: Any, due: bool) -> None:
+    "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
+    if due:
+        t.boundary(t.step//self.steps.every)
+        self.saved(t, 'regular')
+    elif self.asked: self.saved(t, self.asked, resume=False)
 
 # %% ../../nbs/50_train/22_save.ipynb #0c450499
 @patch
@@ -134,6 +136,7 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
         trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
 
+# %% ../../nbs/50_train/22_save.ipynb #4237be2c
 @patch
 def write(self: Checkpoint, t: Any, kind: str, **more: Any) -> str:
     "Write one; if the disk refuses, let go of what can be spared and try once more"
@@ -154,7 +157,7 @@ def tell(self: Checkpoint, step: int = 0, cause: str = '') -> None:
             self.events.add('unsaved', self.untold[0][0], sync=False, cause=self.untold[0][1])
             self.untold.pop(0)
 
-# %% ../../nbs/50_train/22_save.ipynb #b754fbbc
+# %% ../../nbs/50_train/22_save.ipynb #f11ab899
 @patch
 def taped(self: Checkpoint, buffer: Any, upto: int | None = None) -> dict[str, Any]:
     "What is new in a memory that outlives its updates, written on the tape"

@@ -74,8 +74,8 @@ def one_iter(self: Trainer) -> None:
         self.metrics = self.agent.learn(self.buffer, p)
         self.time['learn'] += perf_counter() - then
     self.iter, self.open, self.ended = self.iter + 1, False, self.ended + len(self.episodes)
-    self.ask('after_learn')
-    self.episodes, self.told = [], {}
+    try: self.ask('after_learn')
+    finally: self.episodes, self.told = [], {}       # also where somebody ends it here: they are in the row, and must not be in the next
 
 # %% ../../nbs/50_train/30_trainer.ipynb #5976eb02
 @patch
