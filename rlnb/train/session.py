@@ -59,7 +59,6 @@ class Life:
     saver: Checkpoint
     control: Control
     limit: Limit
-    mirror: Mirror | None
 
     def __init__(self, run: Run, signals: Signals | None = None, trainer: Trainer | None = None, cbs: Iterable[Callback] = (),
                  deadline: float = float('inf'), steps: int | None = None, told: Callable[[str], None] = say,
@@ -129,8 +128,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver, limit=x.cost_limit)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
-    self.mirror = Mirror() if x.tensorboard else None
-    if self.mirror: cbs.append(self.mirror)
+    if x.tensorboard: cbs.append(Mirror())
     if x.adapt:
         lr = at(x.agent_cfg.lr, 0.)      # type: ignore[attr-defined]
         cbs.append(Adapt(KLAdaptive(lr, lo=lr/100, hi=lr*100) if x.adapt == 'kl' else Plateau(lr)))
@@ -171,7 +169,8 @@ def end(self: Life, episodes: int) -> None:
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
               'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0}
-    if self.mirror: self.mirror.publish(t.durable)
+    for c in t.cbs.cbs:
+        if isinstance(c, Mirror): c.publish(t.durable)      # the last checkpoint came after the last of its moments
     index(self.run.path/'metrics.jsonl')                 # so that whoever draws it first need not wait
     write_json(self.run.path/'result.json', result)
     self.events.add('finish' if done else 'stop', t.step, why=why, result=result)
