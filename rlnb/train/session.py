@@ -170,7 +170,7 @@ def end(self: Life, episodes: int) -> None:
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
               'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0}
     for c in t.cbs.cbs:
-        if isinstance(c, Mirror): c.publish(t.durable)      # the last checkpoint came after the last of its moments
+        if hasattr(c, 'publish'): c.publish(t.durable)      # the last checkpoint came after the last of its moments
     index(self.run.path/'metrics.jsonl')                 # so that whoever draws it first need not wait
     write_json(self.run.path/'result.json', result)
     self.events.add('finish' if done else 'stop', t.step, why=why, result=result)
