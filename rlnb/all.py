@@ -26,6 +26,7 @@ from .evaluation.stats import interval
 from .runs.run import Run, find, runs
 from .train.callback import Callback, CancelFit, Enough
 from .train.experiment import Experiment, build
+from .train import record as _record       # gives `Run` verify, reproduce and fork
 from .train.launch import launch
 from .train.session import fit, load, train
 from .train.trainer import Trainer

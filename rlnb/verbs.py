@@ -34,7 +34,8 @@ class Verb:
         "How it is typed"
         def word(flags: tuple[str, ...], kw: dict[str, Any]) -> str:
             if not flags[0].startswith('-'): return '|'.join(kw['choices']) if 'choices' in kw else flags[0].upper()
-            return f"[{flags[0]}{'' if 'action' in kw else ' ' + str(kw.get('metavar', flags[0].lstrip('-').upper()))}]"
+            plain_flag = kw.get('action') == 'store_true'
+            return f"[{flags[0]}{'' if plain_flag else ' ' + str(kw.get('metavar', flags[0].lstrip('-').upper()))}]"
         return ' '.join(['rlnb', self.name, *(word(f, k) for f, k in self.args), '[--json]'])
 
 VERBS: dict[str, Verb] = {}
@@ -140,6 +141,7 @@ def _checkpoint(a: argparse.Namespace) -> dict[str, Any]: return _told(a, 'check
          (('changes',), dict(nargs='+', metavar='FIELD=VALUE', help='lr=1e-4 for example')), ROOT)
 def _set(a: argparse.Namespace) -> dict[str, Any]: return _told(a, 'set', **changes_of(a.changes))
 
+# %% ../nbs/97_verbs.ipynb #9add1144
 def changes_of(words: list[str]) -> dict[str, Any]:
     "Settings from words like lr=1e-4; what they mean, the configuration says"
     from rlnb.core.yaml import scalar

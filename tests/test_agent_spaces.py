@@ -66,3 +66,44 @@ def test_acting_and_learning_see_the_same(obs):
     t.agent.__class__ = Watch
     t.one_iter()
     assert seen[0] < 1e-5
+
+
+class Masked(gym.Env):
+    "Pays for the action that would be best if it were legal, so that learning pulls towards what is forbidden"
+    def __init__(self, act):
+        self.action_space, self.sizes = act, [int(act.n)] if isinstance(act, spaces.Discrete) else act.nvec.tolist()
+        self.observation_space = spaces.Dict(seen=VECTOR, action_mask=spaces.MultiBinary(sum(self.sizes)))
+
+    def _obs(self):
+        self.legal = [self.np_random.random(n) < .4 for n in self.sizes]
+        for m in self.legal: m[self.np_random.integers(len(m))] = True
+        return dict(seen=self.np_random.uniform(-1, 1, 3).astype(np.float32), action_mask=np.concatenate(self.legal).astype(np.int8))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._obs(), {}
+
+    def step(self, a):
+        parts = np.atleast_1d(a)
+        assert all(m[i] for m, i in zip(self.legal, parts)), 'an illegal move'
+        self.t += 1
+        return self._obs(), float(sum(parts == 0)), False, self.t == 20, {}
+
+
+@pytest.mark.parametrize('act', [spaces.Discrete(5), spaces.MultiDiscrete([3, 4])], ids=['discrete', 'multi'])
+def test_no_illegal_move_in_100_000_steps(act):
+    env = make(lambda: Masked(act), 100)
+    cfg = PPO.config.from_dict(dict(n_steps=100, minibatch=2_000, hidden=(16,), lr=3e-3))
+    t = Trainer(PPO(env.obs_space, env.act_space, cfg, 0), env, seed=0).fit(100_000)
+    assert t.step == 100_000
+    assert t.agent.act(t.collector.obs, explore=False).act.shape[0] == 100
+    env.step(t.agent.act(t.collector.obs, explore=False).act)                # the likeliest action is legal, too
+
+
+def test_the_mask_is_what_makes_them_legal():
+    env = make(lambda: Masked(spaces.Discrete(5)), 100)
+    agent = PPO(env.obs_space, env.act_space, PPO.config(hidden=(16,)))
+    obs = env.reset(0)
+    obs['action_mask'][...] = 1
+    with pytest.raises(Exception, match='illegal'): env.step(agent.act(obs).act)

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 from rlnb.core.io import to_json
-from rlnb.core.seed import rng_state
+from rlnb.core.seed import rng_state, seed_of
 from rlnb.envs.base import Step, VecEnv
 from rlnb.envs.gym import make
 from rlnb.evaluation.evaluate import evaluate, play, roll
@@ -119,5 +119,11 @@ def test_ten_episodes_take_less_than_a_second():
 
 def test_no_seed_of_training_is_met():
     "Worlds of evaluation begin elsewhere than those of any of a hundred trainings"
-    from rlnb.core.seed import seed_of
+    class Asked(Told):
+        def reset(self, seed=None):
+            self.seed = seed
+            return super().reset(seed)
+    env = Asked(False)
+    evaluate(Idle(), env, 3, seed=5)
+    assert env.seed == seed_of(5, 'evaluation', bits=31) != 5
     assert not {seed_of(s, 'evaluation', bits=31) for s in range(100)} & ({seed_of(s, 'env') for s in range(100)} | set(range(100)))

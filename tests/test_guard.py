@@ -70,11 +70,12 @@ def one_action(t):
 
 SPIKE = reward(lambda r, n: r + (math.inf if n == 60 else 0.))
 NANS = world(lambda s, n: s._replace(obs=s.obs*math.nan if n == 60 else s.obs))
+POISON = [poison(20), poison(20)]
 EARLY = {'value', 'kl', 'entropy', 'nonfinite'}
 PLANTS = [                                              # agent, world, steps, plant, settings, the kinds that may be told
     *((a, e, 3000, SPIKE, {}, {'nonfinite'}) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
     *((a, e, 3000, NANS, {}, {'nonfinite'}) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
-    *((a, CARTPOLE, 3000, poison(20), {}, {'nonfinite'}) for a in ('a2c', 'ppo')),
+    *((a, CARTPOLE, 3000, p, {}, {'nonfinite'}) for a, p in zip(('a2c', 'ppo'), POISON)),
     *((a, e, 4500, reward(lambda r, n: r*1e12), dict(norm_reward=False), {'value'}) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
     *((a, e, 4500, update(deaf), {}, {'dead'}) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
     *((a, CARTPOLE, 4500, lr(0.), {}, {'dead'}) for a in ('a2c', 'ppo')),
@@ -158,3 +159,23 @@ def test_an_interrupted_guard_counts_on():
     again.load_state_dict(t.state_dict())
     again.fit(full)
     assert [(c.kind, c.step) for c in again.cards] == [(c.kind, c.step) for c in whole.cards]
+
+
+@pytest.mark.slow
+def test_on_seeds_that_chose_nothing():
+    """The signs were set on the runs above. These have other seeds: no false alarm, and nine plants in ten are told. What is missed are policies that were
+    paid for hardening and gained by it all the same, which the guard does not call trouble, and two runs that end before its patience does."""
+    missed, false, plants = [], [], 0
+    for seed, (agent, env, steps, plant, own, kinds) in itertools.product((101, 102), PLANTS):
+        if plant in POISON: plant = poison(20)              # it counts updates, once
+        told, _, _ = run(agent, env, steps, seed, plant, **own)
+        plants += 1
+        if not told or told[0] not in kinds: missed.append((agent, env, seed, told))
+    worlds = (CARTPOLE, PENDULUM, CACHE, 'rlnb/Acrobot-v1', 'rlnb/Maze-v0', 'rlnb/Cliff-v0')
+    healthy = [(a, e, s, p, {}) for s in range(201, 206) for a in ('a2c', 'ppo') for e in worlds for p in (True, False)]
+    healthy += [('a2c', CARTPOLE, s, True, dict(lr=x)) for s in range(201, 206) for x in (1e-3, 2e-3, 3e-3, 5e-3)]
+    for agent, env, seed, presets, own in healthy:
+        told, error, _ = run(agent, env, 5000, seed, presets=presets, **own)
+        if told or error: false.append((agent, env, seed, presets, own, told))
+    print(f'{plants - len(missed)} of {plants} told, {len(false)} false alarms in {len(healthy)} healthy runs')
+    assert false == [] and len(missed) <= .1*plants, (missed, false)

@@ -16,7 +16,7 @@ from pages import NBS, ROOT, Page, directives, lines, pages, read
 PAGES = pages()
 EXPORTING = [p for p in PAGES if p.exported]
 AGENT_PAGE, SHARED = 120, {'00_base', '05_actor_critic'}   # an agent's page is shorter than 250 exported lines; what agents share is no such page
-CONTRACT = {'state_dict', 'load_state_dict', 'picture', 'restart', 'forward'}   # methods of a contract that others walk through
+CONTRACT = {'after_learn', 'state_dict', 'load_state_dict', 'picture', 'restart', 'forward'}   # methods of a contract that others walk through
 EVAL_FALSE = set()                                 # notebooks that may hold a cell which never runs: none
 OUTPUT_KB = {'30_agents': 150, '90_learn': 400}
 FLAGS = {'export', 'hide', 'slow', 'gpu', 'exporti', 'exports'}

@@ -25,7 +25,7 @@ BLOCKS = [(name, code) for name, text in TEXTS.items() if not name.endswith('ind
 
 
 def commands(text: str) -> list[str]:
-    "Commands in a text: lines of a block without a language, and `code` that begins like one; a bare name of a verb is no command"
+    "Commands in a text: lines of a block without a language, and `code` that begins like one"
     lines = [s for block in re.findall(r'^```(?:|console|sh|bash)\n(.*?)^```', text, re.S | re.M) for s in block.splitlines()]
     begins = r'(?:rlnb|python3?|pip|nbdev\w*|make) \S'
     found = [s.removeprefix('$ ') for s in [*lines, *re.findall(r'(?<!`)`([^`\n]+)`(?!`)', text)]]
@@ -42,6 +42,7 @@ def known(command: str) -> str:
     words[1:] = [w if re.search(r'[a-z0-9./]', w) else '1' for w in words[1:]]
     words = [w for w in words if w not in ('&&', ';')]
     if words[0] == 'rlnb':
+        if len(words) == 2 and words[1] in cli.VERBS: return ''             # the name of a verb
         try:
             with contextlib.redirect_stdout(io.StringIO()): cli.parser().parse_args(words[1:])
         except SystemExit as e: return str(e.code or '')               # --help, --version

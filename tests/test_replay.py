@@ -291,7 +291,7 @@ class AcrossEpisodes(Replay):
     def _fold(self, w, reward, term, over): return super()._fold(w, reward, term, over & False)
 
 class NextEpisode(Replay):
-    def _after(self, last): return store.pick(self.flat.obs, (last + self.num_envs) % self.M)
+    def after(self, last, part=""): return store.pick(self.flat.obs, (last + self.num_envs) % self.M)
 
 class WriteHead(Replay):
     @property

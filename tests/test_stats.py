@@ -114,6 +114,15 @@ def test_verdict_of_identical_perfect_scores():
     assert not v.better and 'nan' not in str(v).lower() and 'inf' not in str(v).lower()
 
 
+@pytest.mark.parametrize('size', [1e-6, 1., 1e9])
+def test_verdict_without_any_spread(size):
+    "Five seeds at one value, five at another: clear, and nothing overflows"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        v = tst.verdict([size]*5, [0.]*5)
+    assert v.better == 'A' and v.p < .01 and 'nan' not in str(v)
+
+
 def test_ranks_are_permutation_free():
     "The order in which names are given changes no place"
     rng = np.random.default_rng(0)

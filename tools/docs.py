@@ -93,7 +93,8 @@ def filled(text: str) -> str:
 
 
 def label(module: str, name: str) -> str:
-    return f'{module}.{name}'.replace('_', '-').lower()
+    kind = '' if name == name.lower() else '-constant' if name == name.upper() else '-class'      # labels know no case: `welch` is not `Welch`
+    return f'{module}.{name}'.replace('_', '-').lower() + kind
 
 
 def title(p: Page) -> tuple[str, str]:
@@ -388,7 +389,7 @@ def build(src: Path, out: Path) -> int:
     (src / '_doctrees').mkdir(exist_ok=True)
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        rc = build_main(['-q', '--no-color', '-W', '--keep-going', '-b', 'html', '-c', str(ROOT / 'docs'), '-d', str(src / '_doctrees'),
+        rc = build_main(['-q', '--no-color', '-j', '2', '-W', '--keep-going', '-b', 'html', '-c', str(ROOT / 'docs'), '-d', str(src / '_doctrees'),
                          str(src), str(out)])
     for line in said.getvalue().replace(f'{src}{os.sep}', '').splitlines():
         cell = re.match(r'(\S+\.ipynb):(\d+)\d{4}: WARNING:', line)

@@ -1,7 +1,8 @@
 """Does it learn? A grid of agents, worlds and seeds, to be run again until nothing is missing: `python tools/learn.py --minutes 40`
 
-A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of what the agent's page and its
-family's pages export (as Python understands it: line breaks and comments do not count), and of its settings: a slice does what is not there yet.
+A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of its settings, of what the agent's
+page and its family's export (as Python understands it: line breaks and comments do not count), and of the first rows that a run of seed 0 writes:
+a change anywhere in the house that changes no number asks for no new run, and one that does, does. A slice does what is not there yet.
 Seeds were chosen beforehand, and all are shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best
 checkpoint, the best of four by 20 other episodes."""
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 import time
+from functools import cache
 from typing import NamedTuple
 
 from pages import NBS, ROOT, read
@@ -27,7 +29,7 @@ class Cell(NamedTuple):
     steps: int
     bar: float
     what: str = 'final'                  # or best: the best checkpoint
-    judge: str = 'mean'                  # over seeds; each: every seed; low: the lower end of the mean's interval
+    judge: str = 'mean'                  # over seeds; each: every seed; most: all but one; low: the lower end of the mean's interval
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     settings: dict | None = None         # None: those of the preset
 
@@ -41,9 +43,15 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo_rnn', 'rlnb/BlindCartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
          Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
-         Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2))]
-FAMILY = {'ppo': ('00_base', '05_actor_critic', '20_ppo'), 'a2c': ('00_base', '05_actor_critic', '10_a2c'),
-          'ppo_rnn': ('00_base', '05_actor_critic', '25_ppo_rnn')}
+         Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
+         Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
+         Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
+         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each'),
+         *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000)))]
+FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
+          'dqn': ('30_off_policy', '40_dqn'), 'pqn': ('40_dqn', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
+          'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
+          'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
 
 
 def meaning(source: str) -> str:
@@ -61,10 +69,24 @@ def settings(c: Cell) -> dict:
     return c.settings or preset(c.agent, c.world)
 
 
+def first_rows(c: Cell) -> str:
+    "What the first three updates of seed 0 write"
+    from rlnb.train.experiment import Experiment, build
+    from rlnb.train.track import row_of
+    t = build(Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': 0}))
+    rows = []
+    while len(rows) < 3:
+        t.one_iter()
+        rows += [row_of(t)] if t.metrics else []
+    t.env.close()
+    return json.dumps(rows)
+
+
+@cache
 def version(c: Cell) -> str:
-    "Of what is measured: the exported code of the pages, and the settings"
+    "Of what is measured: the settings, the exported code of the pages, and what it does at first"
     code = [meaning(src) for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
-    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True)]).encode()).hexdigest()[:12]
+    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True), first_rows(c)]).encode()).hexdigest()[:12]
 
 
 def done() -> dict[tuple, dict]:
@@ -104,13 +126,14 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         xs = [r[c.what]['mean'] for r in rows if r]
         low, high = interval(xs) if xs else (0, 0)
         mean = sum(xs)/len(xs) if xs else 0
-        met = {'each': min(xs, default=0), 'mean': mean, 'low': low}[c.judge] >= c.bar
+        met = {'each': min(xs, default=0), 'most': min(sorted(xs)[1:], default=0), 'mean': mean, 'low': low}[c.judge] >= c.bar
         lacking = [str(s) for s, r in zip(c.seeds, rows) if not r]
         there, well = there + len(xs), well and (met or not xs)
         seen = ' '.join(f'{r[c.what]["mean"]:.1f}' if r else '—' for r in rows)
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
         over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
-        how = {'each': ' every seed', 'low': ' the interval'}.get(c.judge, '') + (' best checkpoint' if c.what == 'best' else '')
+        how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval'}.get(c.judge, '')
+        how += ' best checkpoint'*(c.what == 'best')
         lines.append(f'{c.agent:<9}{c.world:<22}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 

@@ -30,8 +30,9 @@ class Agent(nn.Module):
     "Acts, values and learns; everything that moves is in `train_state`"
     config: type[Config]
     cfg: Any                                                         # an instance of it
-    _compiled: Callable[..., Any]
-    update: Callable[..., Any]
+    _flats: list[Flat]                                               # every flat vector that `together` reads
+    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]
+    update: Callable[..., Any]; together: Callable[..., Any]
     train_state: Callable[[], dict]
     load_train_state: Callable[[dict], None]
 
@@ -71,33 +72,51 @@ def forward(self: Agent, loss: Loss, batch: Batch) -> tuple[torch.Tensor, torch.
     return loss(batch)
 
 @patch
-def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: float, rule: str = 'adam') -> torch.Tensor:
-    "One gradient step on loss(batch); returns its vector of metrics, still on the device"
-    if getattr(self.cfg, 'compile', False): info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
+def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str = 'adam', **how: Any) -> torch.Tensor:
+    "One gradient step of this optimiser's parameters on loss(batch); returns its vector of metrics, still on the device"
+    if torch.compiler.is_compiling(): info = self._gradient(opt, loss, opt.vec, opt.grad, batch)
+    elif getattr(self.cfg, 'compile', False): info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
     else:
         opt.zero()
         value, info = loss(batch)
-        value.backward()
+        value.backward(inputs=opt.leaves)
     ranks.average(opt.grad)
-    opt.clip(self.cfg.max_grad_norm)
-    opt.adam(lr, eps=1e-5) if rule == 'adam' else opt.rmsprop(lr)
+    if self.cfg.max_grad_norm: opt.clip(self.cfg.max_grad_norm)
+    opt.adam(lr, **dict(eps=1e-5) | how) if rule == 'adam' else opt.rmsprop(lr, **how)
     return info.detach()
 
 # %% ../../nbs/30_agents/00_base.ipynb #6a2e7631
+@patch
+def _gradient(self: Agent, opt: Flat, loss: Loss, vec: torch.Tensor, grad: torch.Tensor, batch: Batch) -> torch.Tensor:
+    "Write the gradient of loss(batch) into grad; the parameters are read from the vectors"
+    rest = {n: x for o in self.__dict__.get('_flats', ()) if o is not opt for n, x in zip(o.names, o.views(o.vec))}
+    def value(vec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.func.functional_call(self, rest | dict(zip(opt.names, opt.views(vec))), (loss, batch))
+    g, (_, info) = torch.func.grad_and_value(value, has_aux=True)(vec)
+    grad.copy_(g)
+    return info
+
 @patch
 def _compiled(self: Agent, opt: Flat, loss: Loss) -> Callable[..., torch.Tensor]:
     "The same loss and its gradient as one graph over the flat vector, made once"
     graphs = self.__dict__.setdefault('_graphs', {})
     name = loss.__name__
     if name not in graphs:
-        def value(vec: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.func.functional_call(self, dict(zip(opt.names, opt.views(vec))), (loss, Batch(batch)))
-        def graph(vec: torch.Tensor, grad: torch.Tensor, batch: dict) -> torch.Tensor:
-            g, (_, info) = torch.func.grad_and_value(value, has_aux=True)(vec, batch)
-            grad.copy_(g)
-            return info
+        def graph(vec: torch.Tensor, grad: torch.Tensor, batch: dict) -> torch.Tensor: return self._gradient(opt, loss, vec, grad, Batch(batch))
         graphs[name] = torch.compile(graph, fullgraph=True, dynamic=False)
     return lambda vec, grad, batch: torch.no_grad()(graphs[name])(vec, grad, dict(batch))
+
+# %% ../../nbs/30_agents/00_base.ipynb #365d0c52
+@patch
+def together(self: Agent, steps: Callable[..., torch.Tensor], batch: Batch, lr: float) -> torch.Tensor:
+    "Call steps(batch, lr), several updates that belong together; with `compile`, as one graph"
+    if not getattr(self.cfg, 'compile', False) or ranks.world() > 1: return steps(batch, lr)
+    graphs = self.__dict__.setdefault('_graphs', {})
+    if steps.__name__ not in graphs:
+        self._flats = [x for x in (*self.opts.values(), *vars(self).values()) if isinstance(x, Flat)]
+        def graph(batch: dict, lr: torch.Tensor) -> torch.Tensor: return steps(Batch(batch), lr)
+        graphs[steps.__name__] = torch.compile(graph, fullgraph=True, dynamic=False)
+    with torch.no_grad(): return graphs[steps.__name__](dict(batch), torch.tensor(lr))
 
 # %% ../../nbs/30_agents/00_base.ipynb #65193aca
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sums', 'Prioritised']
 
-# %% ../../nbs/20_buffers/30_per.ipynb #91118d89
+# %% ../../nbs/20_buffers/30_per.ipynb #59f83e68
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +16,11 @@ from ..core.errors import BadInput
 from ..core.schedule import at, schedule
 from ..core.seed import generator_state, set_generator_state, stream
 
-# %% ../../nbs/20_buffers/30_per.ipynb #d2330424
+# %% ../../nbs/20_buffers/30_per.ipynb #0fd7f5a6
 class Sums:
     "Non-negative numbers that can be found by their running sum, with the least positive one"
+    find: Callable[[np.ndarray], np.ndarray]
+
     def __init__(self, n: int, fan: int = 16, top: int = 4096):
         self.fan, self.blocks, self.until = fan, [], np.triu(np.ones((fan, fan)))     # row @ until: its running sum, as one multiplication
         while True:
@@ -39,23 +41,26 @@ class Sums:
     @property
     def least(self) -> float: return float(self.blocks[-1][1].min())
 
-    def find(self, x: np.ndarray) -> np.ndarray:
-        "In whose interval of the running sum these parts of the whole lie, 0 ≤ x < 1"
-        edge = self.blocks[-1][0].reshape(-1).cumsum()
-        u = np.minimum(x*edge[-1], np.nextafter(edge[-1], 0))
-        i = edge.searchsorted(u, side='right')
-        u -= np.where(i > 0, edge[i - 1], 0)
-        for sums, _ in self.blocks[-2::-1]:
-            edges = sums.take(i, 0) @ self.until
-            u = np.clip(u, 0, np.nextafter(edges[:, -1], 0))                          # rounding must not lead out of the block
-            k = (edges <= u[:, None]).sum(1)
-            u -= np.where(k > 0, edges[np.arange(len(u)), k - 1], 0)
-            i = i*self.fan + k
-        return i
+# %% ../../nbs/20_buffers/30_per.ipynb #9541ebce
+@patch
+def find(self: Sums, x: np.ndarray) -> np.ndarray:
+    "In whose interval of the running sum these parts of the whole lie, 0 ≤ x < 1"
+    edge = self.blocks[-1][0].reshape(-1).cumsum()
+    u = np.minimum(x*edge[-1], np.nextafter(edge[-1], 0))
+    i = edge.searchsorted(u, side='right')
+    u -= np.where(i > 0, edge[i - 1], 0)
+    for sums, _ in self.blocks[-2::-1]:
+        edges = sums.take(i, 0) @ self.until
+        u = np.clip(u, 0, np.nextafter(edges[:, -1], 0))                              # rounding must not lead out of the block
+        k = (edges <= u[:, None]).sum(1)
+        u -= np.where(k > 0, edges[np.arange(len(u)), k - 1], 0)
+        i = i*self.fan + k
+    return i
 
-# %% ../../nbs/20_buffers/30_per.ipynb #83b9244a
+# %% ../../nbs/20_buffers/30_per.ipynb #b3173835
 class Prioritised:
     "In proportion to priority, stratified, with importance weights"
+    update: Callable[[Any, Any], None]
     state_dict: Callable[[], dict]
     load_state_dict: Callable[[dict], None]
 
@@ -85,16 +90,18 @@ class Prioritised:
         first = self.low*self.ring.num_envs
         return first + (p - first) % self.ring.M, ((self.sums.values[p]/self.sums.least)**-at(self.beta, progress)).astype(np.float32)
 
-    def update(self, row: Any, err: Any) -> None:
-        "New priorities from the errors of transitions that are still here"
-        f, e = row.numpy(), np.abs(err.detach().numpy())
-        p = ((e + self.eps)**self.alpha).astype(np.float32)                # four bytes, as the state keeps it
-        if not np.isfinite(p).all(): raise BadInput('priority', 'an error is not a number')
-        if f.min() < (first := self.low*self.ring.num_envs): f, p = f[f >= first], p[f >= first]
-        self.top = max(self.top, float(p.max(initial=0)))
-        self.sums.set(f % self.ring.M, p)
+# %% ../../nbs/20_buffers/30_per.ipynb #e4ae65f4
+@patch
+def update(self: Prioritised, row: Any, err: Any) -> None:
+    "New priorities from the errors of transitions that are still here"
+    f, e = row.numpy(), np.abs(err.detach().numpy())
+    p = ((e + self.eps)**self.alpha).astype(np.float32)                    # four bytes, as the state keeps it
+    if not np.isfinite(p).all(): raise BadInput('priority', 'an error is not a number')
+    if f.min() < (first := self.low*self.ring.num_envs): f, p = f[f >= first], p[f >= first]
+    self.top = max(self.top, float(p.max(initial=0)))
+    self.sums.set(f % self.ring.M, p)
 
-# %% ../../nbs/20_buffers/30_per.ipynb #0bcca391
+# %% ../../nbs/20_buffers/30_per.ipynb #ac29f6c5
 @patch
 def state_dict(self: Prioritised) -> dict:
     "Priorities, the rows that have one, the generator"

@@ -48,10 +48,10 @@ def _spec(env: Any, frames: tuple[int, int] | None, extra: dict) -> dict[str, An
 # %% ../../nbs/20_buffers/20_replay.ipynb #2d4d21ce
 class Replay(Buffer):
     "The last `size` transitions of N worlds"
-    sample: Callable[..., Batch]; gather: Callable[[np.ndarray], Batch]
+    sample: Callable[..., Batch]; gather: Callable[[np.ndarray], Batch]; update: Callable[[Any, Any], None]
     low: int             # the oldest row that may be drawn
     _book: Callable[[int, int], None]; _frame: Callable[[], None]; _fold: Callable[..., tuple]
-    _seen: Callable[..., Any]; _next: Callable[..., Any]; _after: Callable[..., Any]; _newest: Callable[..., Any]; _joined: Callable[..., Any]
+    obs_at: Callable[..., Any]; obs_after: Callable[..., Any]; after: Callable[..., Any]; _newest: Callable[..., Any]; _joined: Callable[..., Any]
 
     def __init__(self, size: int, env: Any, gamma: float = .99, n_step: int = 1, seed: int = 0, starts: int = 1,
                  frames: tuple[int, int] | None = None,    # (how many are stacked, along which axis of an observation: 0 or -1)
@@ -112,9 +112,10 @@ def _newest(self: Replay, obs: Any) -> Any:
 @patch
 def _joined(self: Replay, frames: list[np.ndarray]) -> np.ndarray:
     "Stacks of frames, oldest first"
-    x = np.stack(frames, 1 if self.axis == 0 else -2)    
+    x = np.stack(frames, 1 if self.axis == 0 else -2)
     return x.reshape(len(x), *self.scratch.shape[1:])
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #296e58d3
 @patch
 def _frame(self: Replay) -> None:
     "Store the newest frame of the row that was written, and how far back its episode goes"
@@ -154,6 +155,7 @@ def advance(self: Replay) -> None:
     if self.k: self._frame()
     self.t, self.written = self.t + 1, self.written + 1
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #4a939b7c
 @patch
 def close(self: Replay, obs: Any) -> None:
     "What is seen behind the last row; the account of this turn, once"
@@ -185,24 +187,26 @@ def _fold(self: Replay, w: np.ndarray, reward: np.ndarray, term: np.ndarray, ove
     ret = np.where(live, reward*self.powers[:-1, None], np.float32(0)).sum(0)
     return w[0] + self.num_envs*(k - 1), ret, self.powers[k]*~term[k - 1, np.arange(w.shape[1])]
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #ecd4c138
 @patch
-def _after(self: Replay, last: np.ndarray) -> Any:
+def after(self: Replay, last: np.ndarray, part: str = '') -> Any:     # part: one of a Dict's
     "What was seen after these rows, in truth"
-    obs, number = pick(self.flat.obs, (last + self.num_envs) % self.M), self.link.ravel().take(last % self.M)
-    if len(hit := number.nonzero()[0]): place(obs, hit, self.ends.at(number[hit]))
+    whole, ends = (self.flat.obs[part], self.ends.obs[part]) if part else (self.flat.obs, self.ends.obs)
+    obs, number = pick(whole, (last + self.num_envs) % self.M), self.link.ravel().take(last % self.M)
+    if len(hit := number.nonzero()[0]): place(obs, hit, pick(ends, number[hit] % len(self.ends.row)))
     return obs
 
 @patch
-def _seen(self: Replay, f: np.ndarray) -> Any:
+def obs_at(self: Replay, f: np.ndarray) -> Any:
     "What was seen in these rows"
     if not self.k: return pick(self.flat.obs, f % self.M)
     age = self.flat.age.take(f % self.M)
     return self._joined([self.flat.obs.take((f - self.num_envs*np.minimum(i, age)) % self.M, 0) for i in range(self.k)[::-1]])
 
 @patch
-def _next(self: Replay, last: np.ndarray) -> Any:
+def obs_after(self: Replay, last: np.ndarray) -> Any:
     "What was seen after these rows: one frame newer"
-    one = self._after(last)
+    one = self.after(last)
     if not self.k: return one
     age = self.flat.age.take(last % self.M)
     return self._joined([*(self.flat.obs.take((last - self.num_envs*np.minimum(i, age)) % self.M, 0) for i in range(self.k - 1)[::-1]), one])
@@ -219,15 +223,16 @@ def gather(self: Replay, f: np.ndarray) -> Batch:
         goal, reward, term = self.relabel(w, reward, term)
         over = over | term
     last, ret, discount = self._fold(w, reward, term, over) if self.n_step > 1 else (f, reward[0], self.powers[1]*~term[0])
-    b = Batch({k: pick(d[k], p[0]) for k in ('act', *self.extra)}, obs=self._seen(f), reward=ret, discount=discount, next_obs=self._next(last))
+    b = Batch({k: pick(d[k], p[0]) for k in ('act', *self.extra)}, obs=self.obs_at(f), reward=ret, discount=discount, next_obs=self.obs_after(last))
     if goal is not None: b.obs['desired_goal'] = b.next_obs['desired_goal'] = goal
     return b
 
 @patch
 def sample(self: Replay, n: int, progress: float = 0.) -> Batch:
     "n transitions as tensors, with their weight and their number (`row`)"
+    from torch import from_numpy
     f, weight = self.sampler.draw(n, progress)
-    b = tensors(Batch(self.gather(f), weight=weight, row=f))
+    b = Batch(self.gather(f), weight=weight, row=f).map(from_numpy)
     return b if self.device == 'cpu' else b.to(self.device)
 
 @patch
@@ -247,9 +252,11 @@ def state_dict(self: Replay, rows: bool = True) -> dict:
     if self.relabel is not None: d['relabel'] = self.relabel.state_dict()
     return d | dict(rows=self.rows(self.kept, self.written)) if rows else d
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #b8ced59d
 @patch
 def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
     "Copies of rows a … b−1; `end.…` holds the true successors of each row from its left, as many as the row with the most has"
+    if a < self.kept: raise BadInput('rows', f'{a} is gone', f'{self.kept} is the oldest that is here')
     i = np.arange(a, b) % self.R
     out, mine = {k: v[i] for k, v in leaves(self.np)}, self.link[i] > 0
     r, e = mine.nonzero()
@@ -259,6 +266,7 @@ def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
         out[k][r, left] = v
     return out | dict(ended=mine)
 
+# %% ../../nbs/20_buffers/20_replay.ipynb #66205cc8
 @patch
 def put(self: Replay, a: int, rows: dict[str, np.ndarray]) -> None:
     "Fill rows a … in again; those older than `kept` are passed over"

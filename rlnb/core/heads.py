@@ -109,9 +109,9 @@ class Gaussian(Head):
     def __init__(self, mean: Tensor, log_std: Tensor): self.mean, self.log_std = mean, log_std.expand_as(mean)
     @property
     def mode(self) -> Tensor: return self.mean    # type: ignore[override]
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        "μ + σε: the gradient reaches μ and σ"
-        return self.mean + self.log_std.exp()*torch.empty_like(self.mean).normal_(generator=generator)
+    def rsample(self, generator: torch.Generator | None = None, eps: Tensor | None = None) -> Tensor:
+        "μ + σε: the gradient reaches μ and σ; ε may be given"
+        return self.mean + self.log_std.exp()*(torch.empty_like(self.mean).normal_(generator=generator) if eps is None else eps)
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor: return self.rsample(generator)
     def log_prob(self, a: Tensor) -> Tensor: return (-.5*((a - self.mean)*(-self.log_std).exp()).square() - self.log_std - _C).sum(-1)
@@ -119,8 +119,8 @@ class Gaussian(Head):
     def kl(self, other: 'Gaussian') -> Tensor:
         var, d = (2*(self.log_std - other.log_std)).exp(), (self.mean - other.mean)*(-other.log_std).exp()
         return (.5*(var + d.square() - 1) + other.log_std - self.log_std).sum(-1)
-    def sample_with_log_prob(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        a = self.rsample(generator)
+    def sample_with_log_prob(self, generator: torch.Generator | None = None, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        a = self.rsample(generator, eps)
         return a, self.log_prob(a)
 
 # %% ../../nbs/00_core/55_heads.ipynb #d97f82b5
@@ -136,12 +136,12 @@ class Squashed(Head):
     def __init__(self, mean: Tensor, log_std: Tensor): self.base = Gaussian(mean, log_std)
     @property
     def mode(self) -> Tensor: return self.base.mean.tanh()    # type: ignore[override]
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor: return self.base.rsample(generator).tanh()
+    def rsample(self, generator: torch.Generator | None = None, eps: Tensor | None = None) -> Tensor: return self.base.rsample(generator, eps).tanh()
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor: return self.rsample(generator)
-    def sample_with_log_prob(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample_with_log_prob(self, generator: torch.Generator | None = None, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
         "The gradient flows through the action and through its log-probability; u is never recovered from a"
-        u = self.base.rsample(generator)
+        u = self.base.rsample(generator, eps)
         return u.tanh(), self.base.log_prob(u) - _log_slope(u).sum(-1)
     def log_prob(self, a: Tensor) -> Tensor:
         "Score an action from elsewhere (a demonstration, a replay); ±1 is moved one rounding step inside"

@@ -63,7 +63,9 @@ class Linears(nn.Module):
     def __init__(self, k: int, n_in: int, n_out: int):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.zeros(k, n_in, n_out)), nn.Parameter(torch.zeros(k, 1, n_out))
-    def forward(self, x: Tensor) -> Tensor: return torch.baddbmm(self.bias, x, self.weight)
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[-1] > 1: return torch.baddbmm(self.bias, x, self.weight)
+        return (x*self.weight.mT).sum(-1, keepdim=True) + self.bias      # one output is no job for a matrix kernel
 
 class Norms(nn.Module):
     "k layer normalisations, each with a scale and a shift of its own"
@@ -214,7 +216,7 @@ class Flat:
         if any(p.shape[:len(lead)] != lead for p in ps.values()):
             raise BadInput('members', f'{members}', 'the first axis of every parameter')
         if members: warnings.filterwarnings('ignore', 'grad and param do not obey the gradient layout')     # strided on purpose
-        self.module, self.members, self.names = module, members, list(ps)
+        self.module, self.members, self.names, self.leaves = module, members, list(ps), list(ps.values())
         self.shapes, self.sizes = [p.shape for p in ps.values()], [p.numel() // (members or 1) for p in ps.values()]
         self.vec = torch.cat([p.detach().reshape(*lead, -1) for p in ps.values()], -1)
         self.grad, self.m, self.v = (torch.zeros_like(self.vec) for _ in range(3))
@@ -256,8 +258,13 @@ def lerp_(self: Flat, other: Flat, tau: float) -> None:
 def adam(self: Flat, lr: float | Tensor, betas: tuple[float, float] = (.9, .999), eps: float = 1e-8) -> None:
     "One step of Adam"
     self.step += 1
-    torch._fused_adam_([self.vec], [self.grad], [self.m], [self.v], [], [self.step], lr=lr, beta1=betas[0], beta2=betas[1],
-                       weight_decay=0., eps=eps, amsgrad=False, maximize=False)
+    if not torch.compiler.is_compiling():
+        torch._fused_adam_([self.vec], [self.grad], [self.m], [self.v], [], [self.step], lr=lr, beta1=betas[0], beta2=betas[1],
+                           weight_decay=0., eps=eps, amsgrad=False, maximize=False)
+        return
+    self.m.lerp_(self.grad, 1 - betas[0])                       # a graph can't take that kernel in; these it fuses itself
+    self.v.lerp_(self.grad*self.grad, 1 - betas[1])
+    self.vec.sub_(lr/(1 - betas[0]**self.step)*self.m/((self.v/(1 - betas[1]**self.step)).sqrt() + eps))
 
 @patch
 def rmsprop(self: Flat, lr: float, alpha: float = .99, eps: float = 1e-5, inside: bool = False) -> None:

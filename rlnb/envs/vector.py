@@ -55,6 +55,8 @@ class GymVec(Foreign):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, build)
         self.env, self.mode, self._read = env, _mode(env, mode), reader(env.single_observation_space, batched=True)
         self.ended, self.max_steps = np.zeros(self.num_envs, bool), int(getattr(env, 'max_episode_steps', 0) or 0)
+        for space in (env.action_space, env.observation_space, env.single_action_space, env.single_observation_space):
+            space.seed(0)               # Gymnasium gives them generators of chance when it makes a batch; two runs must be equal
 
     def reset(self, seed: int | None = None) -> Any:
         "Begin all episodes anew; the same seed gives the same worlds"

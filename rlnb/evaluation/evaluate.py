@@ -109,6 +109,9 @@ class Evaluation:
     columns: dict[str, list[float]] = field(repr=False)
     unfinished: int = 0                     # episodes that were asked for and did not end within the limit
     schema: int = 1
+    table: ClassVar[Callable[..., str]]
+    summary: ClassVar[Callable[..., dict[str, Any]]]
+    pick: ClassVar[Callable[[str], int]]
     to_dict: ClassVar[Callable[..., dict[str, Any]]]
     from_dict: ClassVar[Callable[..., 'Evaluation']]
 
@@ -123,26 +126,32 @@ class Evaluation:
         s = self['success']
         return float(np.nanmean(s)) if np.isfinite(s).any() else float('nan')
 
-    def summary(self, name: str = 'return') -> dict[str, Any]:
-        "mean, std, min, max and interval of a column"
-        x = self[name]
-        x = x[np.isfinite(x)]
-        if not len(x): return dict(mean=np.nan, std=np.nan, min=np.nan, max=np.nan, low=np.nan, high=np.nan, over='episodes', n=0)
-        low, high = interval(x)
-        return dict(mean=float(x.mean()), std=float(x.std()), min=float(x.min()), max=float(x.max()), low=low, high=high, over='episodes', n=len(x))
-    def table(self, fmt: str = 'text') -> str:
-        "A row for each thing that was measured"
-        return _table(_rows(self), (f'{len(self)} episodes', 'mean', '95 % over episodes', 'min', 'max'), fmt)
-    def pick(self, which: str) -> int:
-        "The number of the best, the median or the worst episode by return"
-        at = dict(best=-1, median=len(self)//2, worst=0)
-        if which not in at: raise BadInput('which', repr(which), 'best, median or worst')
-        return int(np.argsort(self['return'], kind='stable')[at[which]])
+# %% ../../nbs/45_evaluation/10_evaluate.ipynb #00e116be
+@patch
+def summary(self: Evaluation, name: str = 'return') -> dict[str, Any]:
+    "mean, std, min, max and interval of a column"
+    x = self[name]
+    x = x[np.isfinite(x)]
+    if not len(x): return dict(mean=np.nan, std=np.nan, min=np.nan, max=np.nan, low=np.nan, high=np.nan, over='episodes', n=0)
+    low, high = interval(x)
+    return dict(mean=float(x.mean()), std=float(x.std()), min=float(x.min()), max=float(x.max()), low=low, high=high, over='episodes', n=len(x))
+
+@patch
+def pick(self: Evaluation, which: str) -> int:
+    "The number of the best, the median or the worst episode by return"
+    at = dict(best=-1, median=len(self)//2, worst=0)
+    if which not in at: raise BadInput('which', repr(which), 'best, median or worst')
+    return int(np.argsort(self['return'], kind='stable')[at[which]])
 
 # %% ../../nbs/45_evaluation/10_evaluate.ipynb #1b6ae51e
 def _rows(self: Evaluation) -> list[tuple[Any, ...]]:
     told = [k for k in ('return', 'length', 'success', 'cost') if np.isfinite(self[k]).any()]
     return [(k, s['mean'], f"[{s['low']:.4g}, {s['high']:.4g}]", s['min'], s['max']) for k in told for s in [self.summary(k)]]
+
+@patch
+def table(self: Evaluation, fmt: str = 'text') -> str:
+    "A row for each thing that was measured"
+    return _table(_rows(self), (f'{len(self)} episodes', 'mean', '95 % over episodes', 'min', 'max'), fmt)
 
 @patch
 def __repr__(self: Evaluation) -> str:

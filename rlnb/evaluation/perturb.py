@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 from gymnasium import spaces
 
 from ..core.batch import Array
@@ -50,6 +51,7 @@ class Perturb(Wrap):
         self.env.load_state_dict(d['env'])
         set_generator_state(self.rng, d['rng'])
 
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #f4a64321
 def _vector(env: VecEnv) -> spaces.Box:
     s = env.obs_space
     if isinstance(s, spaces.Box) and len(s.shape) == 1 and s.dtype != np.uint8: return s
@@ -65,6 +67,7 @@ class ObsNoise(Perturb):
         self.obs_space = spaces.Box(-np.inf, np.inf, box.shape, np.float32)
     def seen(self, obs: Any) -> Any: return obs + np.float32(self.strength)*self.scale*self.rng.standard_normal(obs.shape, dtype=np.float32)
 
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #f171ec41
 class Dropout(Perturb):
     "Each sensor reads 0 with probability `strength`, a step at a time"
     def __init__(self, env: VecEnv, strength: float = .1, sensors: Sequence[int] | None = None):
@@ -89,6 +92,7 @@ class ActNoise(Perturb):
         noise = np.float32(self.strength)*self.rng.standard_normal(act.shape, dtype=np.float32)
         return super().step((act + noise).clip(space.low, space.high) if self.strength else act)
 
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #4a6ab09a
 class ActDelay(Perturb):
     "Actions arrive `strength` steps late"
     def __init__(self, env: VecEnv, strength: float = 1):
@@ -158,9 +162,11 @@ class Degradation:
         rows = [(r['strength'], r['mean'], f"[{r['low']:.4g}, {r['high']:.4g}]") for r in self.rows()]
         return _table(rows, (self.kind, 'return', '95 % over episodes'), fmt)
     def __repr__(self) -> str: return f'{self.table()}\nkept: {self.kept:.2f}'
-    def _repr_html_(self) -> str: return self.table('html')
 
-# %% ../../nbs/45_evaluation/18_perturb.ipynb #54cd9f20
+# %% ../../nbs/45_evaluation/18_perturb.ipynb #daf6d753
+@patch
+def _repr_html_(self: Degradation) -> str: return self.table('html')
+
 def sensor_scale(agent: Any, env: Any, episodes: int = 10, seed: int = 0, num_envs: int = 10, **kw: Any) -> np.ndarray:
     "Standard deviation of each sensor while the agent plays"
     seen: list[np.ndarray] = []

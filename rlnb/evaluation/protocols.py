@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metrics', 'protocols', 'measure', 'Both', 'stochastic', 'fingerprint', 'leaks', 'split', 'Generalisation',
-           'generalisation', 'cvar', 'wilson', 'Safety', 'safety_of', 'challenge', 'safety_table', 'judge']
+           'generalisation', 'cvar', 'Safety', 'safety_of', 'challenge', 'safety_table', 'judge']
 
 # %% ../../nbs/45_evaluation/20_protocols.ipynb #b1c24373
 import hashlib
@@ -22,7 +22,7 @@ from ..core.seed import stream
 from ..core.text import table as _table
 from .evaluate import Evaluation, evaluate
 from .perturb import degradation
-from .stats import Estimate
+from .stats import Estimate, wilson
 from .tests import welch
 
 # %% ../../nbs/45_evaluation/20_protocols.ipynb #baa56466
@@ -83,6 +83,7 @@ class Generalisation(NamedTuple):
     test: list[float]
     gap: Estimate
 
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #70f3b08a
 def generalisation(agent: Any, world: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]],   # settings of the world
                    episodes: int = 20, seed: int = 0, **kw: Any) -> Generalisation:
     "Play known levels and new ones"
@@ -101,13 +102,7 @@ def cvar(x: Any, share: float = .1) -> float:
     w = np.clip(n - np.arange(ceil(n - 1e-12)), 0, 1)
     return float(x[:len(w)] @ w/n)
 
-def wilson(k: int, n: int, z: float = 1.96) -> Estimate:
-    "A share with Wilson's 95 % interval"
-    if n < 1: return Estimate(float('nan'), float('nan'), float('nan'))
-    p, d = k/n, 1 + z*z/n
-    mid, half = (p + z*z/(2*n))/d, z*(p*(1 - p)/n + z*z/(4*n*n))**.5/d
-    return Estimate(p, max(0., min(p, mid - half)), min(1., max(p, mid + half)))
-
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #b614e875
 @dataclass(frozen=True)
 class Safety:
     "What harm an agent does"
@@ -159,10 +154,17 @@ def _robustness(agent: Any, env: str, kinds: Mapping[str, Sequence[float]] | Non
     found = [degradation(agent, env, k, s, **kw) for k, s in kinds.items()]
     return {d.kind: dict(kept=d.kept, rows=d.rows()) for d in found}
 
+def _generalisation(agent: Any, env: str, train: Sequence[Any] = (), test: Sequence[Any] = (), **kw: Any) -> dict[str, Any]:
+    if not train or not test: raise BadInput('generalisation', 'no levels', 'settings: dict(generalisation=dict(train=[…], test=[…]))')
+    g = generalisation(agent, env, train, test, **kw)
+    return dict(train=g.train, test=g.test, gap=g.gap._asdict())
+
 def _safety(agent: Any, env: str, limit: float = 0., **kw: Any) -> dict[str, Any]: return safety_of(evaluate(agent, env, **kw), limit).to_dict()
 
-for _name, _f in dict(standard=_standard, stochastic=_stochastic, robustness=_robustness, safety=_safety).items(): protocols.add(_name, _f)
+_OURS = dict(standard=_standard, stochastic=_stochastic, robustness=_robustness, generalisation=_generalisation, safety=_safety)
+for _name, _f in _OURS.items(): protocols.add(_name, _f)
 
+# %% ../../nbs/45_evaluation/20_protocols.ipynb #8c68360d
 def judge(agent: Any, env: str, names: Sequence[str] = ('standard', 'stochastic'),
           settings: Mapping[str, Mapping[str, Any]] | None = None, **kw: Any) -> dict[str, Any]:
     "Question an agent; settings of single protocols by name, kw for all"

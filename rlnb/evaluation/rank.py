@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.errors import BadInput
 from ..core.text import table
-from .stats import Estimate, matrix, mean, resample, tail
+from .stats import Estimate, estimate, matrix, mean, resample, tail
 from .student import t_quantile
 from .tests import hedges, seeds_needed, welch
 
@@ -34,13 +34,16 @@ class Place(NamedTuple):
 
 class Ranking(list[Place]):
     "Places, best first"
+    def rows(self) -> list[tuple[str, ...]]:
+        "Rank, name, score, how often first"
+        return [(p.shown, p.name, repr(p.score), f'{100*p.first:.0f} %') for p in self]
     def table(self, fmt: str = 'text') -> str:
-        "Rows: rank, name, score, how often first"
-        rows = [(p.shown, p.name, repr(p.score), f'{100*p.first:.0f} %') for p in self]
-        return table(rows, ('rank', 'name', 'score', 'first'), fmt)
+        "The rows in a table"
+        return table(self.rows(), ('rank', 'name', 'score', 'first'), fmt)
     def __repr__(self) -> str: return self.table()
     def _repr_html_(self) -> str: return self.table('html')
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #11f996b5
 def places(names: list[str], values: Any,   # a number each
            draws: np.ndarray,               # (names, resamples)
            n: int, tasks: int = 1, level: float = .95) -> Ranking:
@@ -64,7 +67,8 @@ def ranking(scores: Mapping[str, Any], stat: Callable[[np.ndarray], Any] = mean,
     if len({x.shape[1] for x in xs.values()}) > 1: raise BadInput('scores', 'not the same tasks', 'all tasks of everyone')
     draws = np.stack([np.concatenate([stat(b) for b in resample(x, reps, seed + i)]) for i, x in enumerate(xs.values())])
     n, tasks = min(map(len, xs.values())), next(iter(xs.values())).shape[1]
-    return places(list(xs), [stat(x) for x in xs.values()], draws, n, tasks, level)
+    found = places(list(xs), [stat(x) for x in xs.values()], draws, n, tasks, level)
+    return Ranking(p._replace(score=estimate(xs[p.name], stat, reps, seed, level)) for p in found)
 
 # %% ../../nbs/45_evaluation/08_rank.ipynb #4fcd7c4f
 def pareto(points: Any,      # (n, criteria); more is better
@@ -91,6 +95,7 @@ class Decision(NamedTuple):
     def __repr__(self) -> str: return self.table()
     def _repr_html_(self) -> str: return self.table('html')
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #887790bb
 def decide(measured: Mapping[str, Mapping[str, Any]],   # agent → criterion → a number each seed, or one number
            weights: Mapping[str, float],                # criterion → weight; negative: less is better
            reps: int = 2000, seed: int = 0) -> Decision:
@@ -133,6 +138,7 @@ class Look(NamedTuple):
     text: str
     def __repr__(self) -> str: return self.text
 
+# %% ../../nbs/45_evaluation/08_rank.ipynb #b6f8764e
 def look(a: Any, b: Any, most: int = 20, names: tuple[str, str] = ('A', 'B'), alpha: float = .05) -> Look:
     "Look at the seeds so far, of at most `most` an arm; may be asked after each new pair of seeds"
     n = min(len(a), len(b))
@@ -140,7 +146,7 @@ def look(a: Any, b: Any, most: int = 20, names: tuple[str, str] = ('A', 'B'), al
     a, b = np.asarray(a, float)[:n], np.asarray(b, float)[:n]
     p, level, g = float(welch(a, b).p), allowance(n, most, alpha), float(hedges(a, b))
     if p < level: return Look(n, p, level, True, 0, f'{names[g < 0]} is better: decided after {n} of at most {most} seeds of each.')
-    if n == most: return Look(n, p, level, False, 0, f'{names[0]} and {names[1]} can not be told apart with {most} seeds of each.')
+    if n == most: return Look(n, p, level, False, 0, f'{names[0]} and {names[1]} cannot be told apart with {most} seeds of each.')
     want, who = seeds_needed(min(abs(g), 10.), alpha=alpha), f'{names[0]} from {names[1]}'
     if want > most: return Look(n, p, level, False, most - n, f'Open after {n} seeds of each; at this difference, {most} will hardly separate {who}.')
     more = max(1, want - n)

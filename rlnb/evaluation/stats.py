@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['interval', 'matrix', 'normalise', 'mean', 'median', 'iqm', 'optimality_gap', 'resample', 'Estimate', 'tail',
-           'estimate', 'profile', 'profile_band', 'improvement']
+           'estimate', 'profile', 'profile_band', 'wilson', 'improvement']
 
 # %% ../../nbs/45_evaluation/05_stats.ipynb #d2adb53f
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +87,7 @@ def tail(n: int, tasks: int = 1, level: float = .95) -> float:
     t = t_quantile((1 + level)/2, tasks*(n - 1))
     return 100*NormalDist().cdf(-(n/(n - 1))**.5*t)
 
+# %% ../../nbs/45_evaluation/05_stats.ipynb #153b4739
 def estimate(scores: Any, stat: Callable[[np.ndarray], Any] = iqm, reps: int = 2000, seed: int = 0, level: float = .95) -> Estimate:
     "A statistic of runs and tasks with its stratified bootstrap interval"
     x = matrix(scores)
@@ -112,6 +113,14 @@ def profile_band(scores: Any, taus: Any, reps: int = 1000, seed: int = 0, level:
     low, high = np.percentile(drawn, [cut, 100 - cut], axis=0)
     return low, high
 
+# %% ../../nbs/45_evaluation/05_stats.ipynb #b7f91188
+def wilson(k: int, n: int, z: float = 1.96) -> Estimate:
+    "A share with Wilson's 95 % interval"
+    if n < 1: return Estimate(float('nan'), float('nan'), float('nan'))
+    p, d = k/n, 1 + z*z/n
+    mid, half = (p + z*z/(2*n))/d, z*(p*(1 - p)/n + z*z/(4*n*n))**.5/d
+    return Estimate(p, max(0., min(p, mid - half)), min(1., max(p, mid + half)))
+
 # %% ../../nbs/45_evaluation/05_stats.ipynb #e23ff17d
 def _wins(x: np.ndarray, y: np.ndarray) -> Any:
     "P(X > Y) of tables (…, runs, tasks)"
@@ -122,8 +131,9 @@ def improvement(x: Any, y: Any, reps: int = 2000, seed: int = 0, level: float = 
     "How likely a run of x beats a run of y"
     x, y = matrix(x), matrix(y)
     if x.shape[1] != y.shape[1]: raise BadInput('y', f'{y.shape[1]} tasks', f'the {x.shape[1]} tasks of x')
-    n = min(len(x), len(y))
-    if n < 2: return Estimate(float(_wins(x, y)), float('nan'), float('nan'))
+    n, value = min(len(x), len(y)), float(_wins(x, y))
+    if n < 2: return Estimate(value, float('nan'), float('nan'))
+    if value in (0, 1): return wilson(round(value)*n*x.shape[1], n*x.shape[1])
     both, cut = (np.concatenate(list(resample(v, reps, seed + i))) for i, v in enumerate((x, y))), tail(n, x.shape[1], level)
     low, high = np.percentile(_wins(*both), [cut, 100 - cut])
-    return Estimate(float(_wins(x, y)), float(low), float(high))
+    return Estimate(value, float(low), float(high))

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['betainc', 't_tail', 't_cdf', 't_quantile']
 
-# %% ../../nbs/45_evaluation/03_student.ipynb #5aa17f75
+# %% ../../nbs/45_evaluation/03_student.ipynb #9b33abff
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,29 +30,36 @@ def _fraction(a: np.ndarray, b: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 _lgamma = np.frompyfunc(math.lgamma, 1, 1)
 
-# %% ../../nbs/45_evaluation/03_student.ipynb #b0d3c530
-def betainc(a: Any, b: Any, x: Any) -> np.ndarray:
-    "The regularised incomplete beta function, element by element"
-    a, b, x = (np.asarray(v, float) for v in np.broadcast_arrays(a, b, x))
-    if not ((a > 0) & (b > 0) & (x >= 0) & (x <= 1)).all(): raise BadInput('betainc', 'an argument lies outside', 'a > 0, b > 0, 0 ≤ x ≤ 1')
+# %% ../../nbs/45_evaluation/03_student.ipynb #6f118dfa
+def _ibeta(a: Any, b: Any, x: Any, y: Any) -> np.ndarray:
+    "The same of x and y = 1 − x, either of which may be tiny"
+    a, b, x, y = (np.asarray(v, float) for v in np.broadcast_arrays(a, b, x, y))
     far = x > (a + 1)/(a + b + 2)
-    a, b, x = np.where(far, b, a), np.where(far, a, b), np.where(far, 1 - x, x)
+    a, b, x, y = np.where(far, b, a), np.where(far, a, b), np.where(far, y, x), np.where(far, x, y)
     beta = np.asarray(_lgamma(a) + _lgamma(b) - _lgamma(a + b), float)
-    with np.errstate(divide='ignore'): front = np.exp(a*np.log(x) + b*np.log1p(-x) - beta)/a
+    with np.errstate(divide='ignore'): front = np.exp(a*np.log(x) + b*np.log(y) - beta)/a
     part = front*_fraction(a, b, x)
     return np.where(far, 1 - part, part)
+
+def betainc(a: Any, b: Any, x: Any) -> np.ndarray:
+    "The regularised incomplete beta function, element by element"
+    a, b, x = (np.asarray(v, float) for v in (a, b, x))
+    if not ((a > 0).all() and (b > 0).all() and ((x >= 0) & (x <= 1)).all()):
+        raise BadInput('betainc', 'an argument lies outside', 'a > 0, b > 0, 0 ≤ x ≤ 1')
+    return _ibeta(a, b, x, 1 - x)
 
 # %% ../../nbs/45_evaluation/03_student.ipynb #ab33796b
 def t_tail(t: Any, df: Any) -> np.ndarray:
     "P(|T| ≥ |t|), the two-sided p-value"
     q, df = np.asarray(t, float)**2, np.asarray(df, float)
-    return np.where(q < df, 1 - betainc(.5, df/2, q/(df + q)), betainc(df/2, .5, df/(df + q)))
+    return _ibeta(df/2, .5, df/(df + q), q/(df + q))
 
 def t_cdf(t: Any, df: Any) -> np.ndarray:
     "P(T ≤ t)"
     half = t_tail(t, df)/2
     return np.where(np.asarray(t) > 0, 1 - half, half)
 
+@lru_cache(4096)
 def t_quantile(p: float, df: float) -> float:
     "The t that T stays below with probability p"
     if not 0 < p < 1: raise BadInput('p', f'{p}', 'between 0 and 1')

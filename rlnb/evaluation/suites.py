@@ -43,11 +43,11 @@ class Task(Config):
         if not self.slowest > self.fastest: raise BadInput('slowest', f'{self.slowest} with fastest = {self.fastest}', 'above fastest')
         if not self.seeds or len(set(self.seeds)) < len(self.seeds): raise BadInput('seeds', f'{list(self.seeds)}', 'at least one, each once')
 
-# %% ../../nbs/45_evaluation/15_suites.ipynb #c8fce876
-suites = Registry('suite')
-
+# %% ../../nbs/45_evaluation/15_suites.ipynb #15855108
 class Suite:
     "A named and versioned list of tasks"
+    only: Callable[[str], 'Suite']
+
     def __init__(self, name: str, version: int, tasks: Iterable[Task]):
         self.name, self.version, self.tasks = name, version, tuple(tasks)
         if not self.tasks: raise BadInput('tasks', 'none', 'at least one')
@@ -66,17 +66,20 @@ class Suite:
         s = cls(d['name'], d['version'], map(Task.from_dict, d['tasks']))
         if d.get('digest', s.digest) != s.digest: raise BadInput('suite', f'{s.name} {s.version} is not what it was', 'raise its version')
         return s
-    def only(self, category: str) -> 'Suite':
-        "The tasks of one category"
-        kept = [t for t in self.tasks if t.category == category]
-        if not kept: raise BadInput('category', repr(category), f'one of {sorted({t.category for t in self.tasks})}')
-        return Suite(f'{self.name}/{category}', self.version, kept)
     def table(self, fmt: str = 'text') -> str:
         "A row a task"
         rows = [(t.category, t.level, t.world, ', '.join(f'{k}={v}' for k, v in (t.kw or {}).items()), len(t.seeds)) for t in self.tasks]
         return _table(rows, ('category', 'level', 'world', 'settings', 'seeds'), fmt)
     def __repr__(self) -> str: return f'{self.name}, version {self.version}, {self.digest}\n{self.table()}'
     def _repr_html_(self) -> str: return self.table('html')
+
+# %% ../../nbs/45_evaluation/15_suites.ipynb #aa824184
+@patch
+def only(self: Suite, category: str) -> Suite:
+    "The tasks of one category"
+    kept = [t for t in self.tasks if t.category == category]
+    if not kept: raise BadInput('category', repr(category), f'one of {sorted({t.category for t in self.tasks})}')
+    return Suite(f'{self.name}/{category}', self.version, kept)
 
 # %% ../../nbs/45_evaluation/15_suites.ipynb #9e726dca
 def _classic() -> Suite:
@@ -90,6 +93,7 @@ def _navigation() -> Suite:
                 for i, s in enumerate((0., .1, .2, .4))]
     return Suite('navigation', 1, [*levels('FourRooms-v0', -.8, .9), *levels('Maze-v0', -1., .9)])
 
+suites = Registry('suite')
 suites.add('classic', _classic())
 suites.add('navigation', _navigation())
 
@@ -134,6 +138,7 @@ class Assessment:
         rows = [{k: v if k in ('agent', 'task', 'seed') else float(v) for k, v in r.items()} for r in d['rows']]
         return Assessment(Suite.from_dict(d['suite']), rows, d['agents'])
 
+# %% ../../nbs/45_evaluation/15_suites.ipynb #1e4d0371
 def assess(suite: Suite, agents: Any,           # an agent, a function Task → agent, or a list of either
            episodes: int = 50, have: Assessment | None = None, **kw: Any) -> Assessment:
     "Play a suite; cells of `have` are kept"

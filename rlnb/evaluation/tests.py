@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Welch', 'welch', 'permutation', 'mann_whitney', 'paired', 'holm', 'hedges', 'power', 'seeds_needed', 'Verdict',
-           'verdict', 'verdicts', 'verdict_table']
+           'verdict', 'verdicts', 'verdict_rows', 'verdict_table']
 
 # %% ../../nbs/45_evaluation/07_tests.ipynb #266c9a7a
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from math import comb
+from math import ceil, comb
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ def _seeds(**named: Any) -> list[np.ndarray]:
         out.append(x)
     return out
 
+# %% ../../nbs/45_evaluation/07_tests.ipynb #c99061cc
 class Welch(NamedTuple):
     "Difference of two means, its error, degrees of freedom and p-value"
     difference: Any
@@ -43,11 +45,12 @@ class Welch(NamedTuple):
         d, reach = float(self.difference), float(self.error)*t_quantile((1 + level)/2, float(self.df))
         return Estimate(d, d - reach, d + reach)
 
+# %% ../../nbs/45_evaluation/07_tests.ipynb #d8706fa4
 def welch(a: Any, b: Any) -> Welch:
     "Welch's test of a − b, two-sided"
     a, b = _seeds(a=a, b=b)
     va, vb = (x.var(-1, ddof=1)/x.shape[-1] for x in (a, b))
-    d, v = a.mean(-1) - b.mean(-1), np.maximum(va + vb, 1e-300)
+    d, v = a.mean(-1) - b.mean(-1), np.maximum(va + vb, 1e-200)
     df = np.maximum(v*v/np.maximum(va*va/(a.shape[-1] - 1) + vb*vb/(b.shape[-1] - 1), 1e-300), 1.)
     return Welch(d, v**.5, df, t_tail(d/v**.5, df))
 
@@ -107,8 +110,8 @@ def hedges(a: Any, b: Any) -> Any:
     "The difference of means in standard deviations, corrected for few seeds"
     a, b = _seeds(a=a, b=b)
     spread = ((a.var(-1, ddof=1) + b.var(-1, ddof=1))/2)**.5
-    df = a.shape[-1] + b.shape[-1] - 2
-    return (a.mean(-1) - b.mean(-1))/np.maximum(spread, 1e-300)*(1 - 3/(4*df - 1))
+    d, df = a.mean(-1) - b.mean(-1), a.shape[-1] + b.shape[-1] - 2
+    return np.where(spread > 0, d/np.where(spread > 0, spread, 1)*(1 - 3/(4*df - 1)), np.where(d == 0, 0., np.copysign(np.inf, d)))
 
 def power(effect: float, n: int, alpha: float = .05, trials: int = 2000, seed: int = 0) -> float:
     "How often Welch's test with n seeds an arm sees this effect"
@@ -117,8 +120,11 @@ def power(effect: float, n: int, alpha: float = .05, trials: int = 2000, seed: i
 
 def seeds_needed(effect: float, want: float = .8, alpha: float = .05, most: int = 1000) -> int:
     "The fewest seeds an arm that see this effect so often; `most` stands for 'or more'"
+    z = NormalDist().inv_cdf
+    about = 2*((z(1 - alpha/2) + z(want))/max(abs(effect), 1e-6))**2 + z(1 - alpha/2)**2/4
+    if about > 30: return min(ceil(about), most)
     low, high = 2, 4
-    while high < most and power(effect, high, alpha) < want: low, high = high, 2*high
+    while power(effect, high, alpha) < want: low, high = high, 2*high
     while high - low > 1:
         mid = (low + high)//2
         low, high = (mid, high) if power(effect, mid, alpha) < want else (low, mid)
@@ -168,7 +174,7 @@ def __str__(self: Verdict) -> str:
     d, x, seeds = self.difference, self.improvement, f'{self.n[0]} and {self.n[1]} seeds'
     if not self.better:
         left = 'more than 500' if self.more > 500 else f'about {self.more}'
-        return (f'{self.a} and {self.b} can not be told apart: {d.value:+.3g} [{d.low:.3g}, {d.high:.3g}], p {_p(self.p)}, {seeds}. '
+        return (f'{self.a} and {self.b} cannot be told apart: {d.value:+.3g} [{d.low:.3g}, {d.high:.3g}], p {_p(self.p)}, {seeds}. '
                 f'If the difference is what it looks like, {left} more seeds of each would show it.')
     other, sign = (self.b, 1) if self.better == self.a else (self.a, -1)
     lo, hi = sorted((sign*d.low, sign*d.high))
@@ -194,9 +200,12 @@ def verdicts(scores: Mapping[str, Any],
         vs[i] = Verdict(**{**v.__dict__, 'p': float(p), 'more': more})
     return vs
 
-def verdict_table(vs: list[Verdict], fmt: str = 'text') -> str:
-    "Verdicts as rows"
-    rows = [dict(a=v.a, b=v.b, difference=v.difference and repr(v.difference), p=None if any(v.missing) else round(v.p, 4),
+def verdict_rows(vs: list[Verdict]) -> list[dict[str, Any]]:
+    "A row a verdict"
+    return [dict(a=v.a, b=v.b, difference=v.difference and repr(v.difference), p=None if any(v.missing) else round(v.p, 4),
                  wins=v.improvement and repr(v.improvement), effect=None if any(v.missing) else round(v.effect, 2),
                  better=v.better or ('seeds missing' if any(v.missing) else 'not told apart')) for v in vs]
-    return table(rows, ('a', 'b', 'difference', 'p', 'wins', 'effect', 'better'), fmt)
+
+def verdict_table(vs: list[Verdict], fmt: str = 'text') -> str:
+    "Verdicts as a table"
+    return table(verdict_rows(vs), ('a', 'b', 'difference', 'p', 'wins', 'effect', 'better'), fmt)

@@ -39,6 +39,7 @@ def _parse(file: Path) -> dict[str, Any]:
     said = read_json(file, 1 << 14)        # less than a line of events.jsonl may have: what is done can be recorded
     return said if isinstance(said, dict) else {}
 
+# %% ../../nbs/40_runs/15_control.ipynb #f2e55ec0
 class Inbox:
     "The commands of a run, for the one who holds the lock"
     def __init__(self, path: str | Path): self.folder = Path(path)/'control'

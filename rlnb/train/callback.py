@@ -48,8 +48,8 @@ class Callbacks:
         if cancel: raise cancel
 
     def state_dict(self) -> dict:
-        "By class name, numbered where a class is there twice"
-        return dict(zip(self._names(), (c.state_dict() for c in self.cbs)))
+        "By class name, numbered where a class is there twice; who has nothing to remember leaves no trace"
+        return {k: d for k, d in zip(self._names(), (c.state_dict() for c in self.cbs)) if d}
     def load_state_dict(self, d: dict) -> None:
         "Each takes its own; a callback that was not there before begins afresh"
         for name, c in zip(self._names(), self.cbs):

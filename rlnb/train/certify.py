@@ -41,9 +41,9 @@ from .trainer import Trainer
 # %% ../../nbs/50_train/70_certify.ipynb #49c7e558
 _FILE = 'path _fd _failed _torn'
 PASSING: dict[str, str] = {             # of a process, not of the run
-    'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut', 'Log': _FILE, 'Jsonl': _FILE,
+    'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': _FILE, 'Jsonl': _FILE,
     'Rows': 'path _fd _failed _torn written safe',
-    'Profile': '*', 'Progress': 'then was lines write', 'Status': '*', 'Signals': '*',
+    'Profile': '*', 'Progress': 'then was lines write recent', 'Guard': 'seen', 'Status': '*', 'Signals': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before untold tape',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known changes agent',
     'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began'}

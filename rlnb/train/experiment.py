@@ -6,11 +6,14 @@
 __all__ = ['find_agent', 'Experiment', 'merged', 'resolve', 'build']
 
 # %% ../../nbs/50_train/40_experiment.ipynb #feb2bb5d
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..agents import base
 from ..agents.base import agents
 from ..core.config import Config, param
 from ..core.errors import BadInput
@@ -21,12 +24,10 @@ from .presets import preset
 from .trainer import Trainer
 
 # %% ../../nbs/50_train/40_experiment.ipynb #668b2384
-_PAGES = ('a2c', 'ppo', 'ppo_rnn')     # importing a page registers its agent
-
 def find_agent(name: str) -> Any:
-    "The class of an agent, by its registered name"
-    import importlib
-    for page in _PAGES: importlib.import_module(f'rlnb.agents.{page}')
+    "The class of an agent, by its registered name; importing a page of the agents' floor registers what it holds"
+    if name not in agents:
+        for page in pkgutil.iter_modules([str(Path(base.__file__).parent)]): importlib.import_module(f'rlnb.agents.{page.name}')
     return agents[name]
 
 # %% ../../nbs/50_train/40_experiment.ipynb #fd43f337
@@ -52,6 +53,7 @@ class Experiment(Config):
     until_return: float | None = param(None, 'End when the last hundred episodes, or a look, return so much')
     patience: int = param(0, 'End after so many looks without a better one; 0: never', lo=0)
     min_episodes: int = param(0, 'Judge nothing before so many episodes', lo=0)
+    tensorboard: bool = param(False, 'Mirror the rows for TensorBoard, in tb/')
     on_trouble: str = param('stop', 'When the policy hardens, strays or no longer moves', choices=('stop', 'pause', 'warn'))
     adapt: str = param('', 'Let the step size follow the KL of the updates, or the looks', choices=('', 'kl', 'plateau'))
 
@@ -80,7 +82,9 @@ def build(exp: Experiment, run: Path | None = None, cbs: Iterable[Callback] = ()
           world: Callable[..., Any] | None = None,      # makes the worlds, where no text can say it
           allow: Iterable[str] = ()) -> Trainer:        # modules that the text of a world may import
     "A trainer for an experiment; callbacks that write find the run's folder there"
-    seed_everything(exp.seed)
+    seeds = seed_everything(exp.seed, num_envs=min(exp.num_envs, 64))
     env = make(world or exp.env, exp.num_envs, allow=allow, **(exp.env_kw or {}))
     agent = find_agent(exp.agent)(env.obs_space, env.act_space, exp.agent_cfg, seed_of(exp.seed, 'agent'))
-    return Trainer(agent, env, cbs, run, seed_of(exp.seed, 'env'), exp.steps, exp.num_threads)
+    t = Trainer(agent, env, cbs, run, seed_of(exp.seed, 'env'), exp.steps, exp.num_threads)
+    t.seeds = seeds
+    return t

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -177,13 +178,16 @@ def speed(num_envs: int, device: str = 'cpu', seconds: float = 2., **cfg: Any) -
     return dict(num_envs=num_envs, sps=(it.steps - n)/(_wait(device) - a), recording=first)
 
 def race(num_envs: int, device: str = 'cpu', seed: int = 0, bar: float = 475., limit: float = 120., **cfg: Any) -> dict[str, float]:
-    "Seconds until the mean return reaches the bar"
-    it, row, then = agent_for(num_envs, device, seed, **cfg), dict[str, float](), _wait(device)
+    "Seconds until the mean return of the episodes of the last ten iterations reaches the bar"
+    it, recent, mean, then = agent_for(num_envs, device, seed, **cfg), deque[tuple[float, float]](maxlen=10), 0., _wait(device)
     first = then
-    while not row.get('return', 0.) >= bar and _wait(device) < then + limit:
+    while not mean >= bar and _wait(device) < then + limit:
         row = it()
+        if row['episodes']: recent.append((row['return']*row['episodes'], row['episodes']))
+        total, n = map(sum, zip(*recent)) if recent else (0., 1.)
+        mean = total/n
         if it.run.calls == it.run.warm + 1: first = _wait(device)
-    return dict(seed=seed, reached=bool(row['return'] >= bar), steps=it.steps, seconds=_wait(device) - first, recording=first - then)
+    return dict(seed=seed, reached=bool(mean >= bar), steps=it.steps, seconds=_wait(device) - first, recording=first - then)
 
 # %% ../../nbs/50_train/85_graph.ipynb #53110bf3
 def _machine(device: str) -> str:

@@ -95,7 +95,7 @@ def exploded(loss: float,
     return loss > 1e12 or (loss > 1e3*(1 + first) and loss > 100*(1 + biggest**2))
 
 # %% ../../nbs/50_train/24_guard.ipynb #08f1c971
-_VALUE, _EVERY, _PATIENCE = ('vf_loss', 'q_loss', 'critic_loss'), 16, 3
+_VALUE, _EVERY, _PATIENCE, _STEPS = ('vf_loss', 'q_loss', 'critic_loss'), 16, 3, 512
 
 class Guard(Callback):
     "Looks for trouble after every update; each kind is told once a run"
@@ -116,6 +116,7 @@ class Guard(Callback):
         self.early: list[float] = []                            # returns
         self.late: list[float] = []
         self.biggest = 0.
+        self.since = 1 << 52                                    # the iteration since which the policy is hard
     def state_dict(self) -> dict:
         "What it compares with, and what it told"
         return {k: v for k, v in vars(self).items() if k not in ('on_trouble', 'seen')}
@@ -126,17 +127,21 @@ class Guard(Callback):
         "The entropy of the policy that collected the first rollout"
         logp = (getattr(t.buffer, 'np', None) or {}).get('logp')
         if not self.first: self.first = dict(entropy=float(-logp.mean())) if logp is not None else dict(none=0.)
-    def after_learn(self, t: Any) -> None:
-        "Judge the update"
-        for e in t.episodes: self._book(e['return'])
-        fresh = t.metrics is not self.seen
-        if fresh: t.metrics = self.seen = fetch(t.metrics)
-        look = fresh and (t.iter <= _EVERY or t.iter % _EVERY == 0)
-        now = {k: float(o.vec.sum()) for k, o in t.agent.opts.items()} if look else {}
-        bad = nonfinite(t.metrics if fresh else {}, t.episodes)
-        if bad or not all(map(math.isfinite, now.values())): self._diverged(t, bad)
-        for sign in self._signs(t, now) if fresh and t.metrics else (): self._tell(t, *sign)
-        self.weights = now or self.weights
+
+# %% ../../nbs/50_train/24_guard.ipynb #7fb9841f
+@patch
+def after_learn(self: Guard, t: Any) -> None:
+    "Judge the update"
+    for e in t.episodes: self._book(e['return'])
+    due = t.iter <= _EVERY or t.step//_STEPS != t.begun//_STEPS      # short iterations are not all looked at
+    fresh = due and t.metrics is not self.seen
+    if fresh: t.metrics = self.seen = fetch(t.metrics)
+    look = fresh and (t.iter <= _EVERY or t.iter % _EVERY == 0)
+    now = {k: float(o.vec.sum()) for k, o in t.agent.opts.items()} if look else {}
+    bad = nonfinite(t.metrics if fresh else {}, t.episodes)
+    if bad or not all(map(math.isfinite, now.values())): self._diverged(t, bad)
+    for sign in self._signs(t, now) if fresh and t.metrics else (): self._tell(t, *sign)
+    self.weights = now or self.weights
 
 # %% ../../nbs/50_train/24_guard.ipynb #cdf24dea
 @patch
@@ -170,8 +175,10 @@ def _signs(self: Guard, t: Any, now: dict[str, float]) -> Iterator[tuple[str, bo
     if 'entropy' in m:
         h, first = m['entropy'], f.setdefault('entropy', m['entropy'])
         made = max([t.iter, *(float(o.step) for o in t.agent.opts.values())])           # gradient steps
-        long = t.iter*max(t.horizon/(20*t.step), 100/made)
-        yield 'entropy', collapsed(h, first, t.agent.act_space, self.early, self.late), max(long, _PATIENCE)
+        long = t.iter*max(t.horizon/(20*t.step), 100/made)                                      # iterations
+        hard = collapsed(h, first, t.agent.act_space, self.early, self.late)
+        self.since = min(self.since, t.iter) if hard else 1 << 52
+        yield 'entropy', t.iter - self.since >= long, 1
     if 'kl' in m: yield 'kl', strayed(m['kl'], float(getattr(t.agent, 'clip', .2))), 1 if m['kl'] > 5 else _PATIENCE
     for k in _VALUE:
         if k in m: yield 'value', exploded(m[k], f.setdefault(k, m[k]), self.biggest), _PATIENCE

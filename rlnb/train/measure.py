@@ -154,7 +154,7 @@ def _ours(w: Workload) -> _Part:
 # %% ../../nbs/50_train/75_measure.ipynb #cf70a8af
 _SB3 = dict(lr='learning_rate', gamma='gamma', lam='gae_lambda', clip='clip_range', ent_coef='ent_coef', vf_coef='vf_coef',
             max_grad_norm='max_grad_norm', n_steps='n_steps', epochs='n_epochs', minibatch='batch_size')
-_ELSE = dict(vf_clip=0., target_kl=0., norm_adv='minibatch', norm_obs=False, norm_reward=False)      # what it must be, to be the same there
+_ELSE = dict(vf_clip=0., target_kl=0., norm_adv='minibatch', log_std=0., norm_obs=False, norm_reward=False)   # to be the same there
 
 def _falling(spec: str) -> Callable[[float], float]:
     "A schedule of what is left, as they have it, from one of what is done"

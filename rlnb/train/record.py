@@ -14,7 +14,6 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.device import drift, fingerprint
 from ..core.errors import BadInput, RlnbError, one_line
 from ..core.folder import verify_dir
 from ..core.io import digest, read_bytes, to_json, write_bytes, write_json
@@ -23,6 +22,7 @@ from ..runs.events import Events
 from ..runs.keep import manifest
 from ..runs.run import Run, create
 from .experiment import Experiment
+from .found import moved
 from .session import facts, fit
 
 # %% ../../nbs/50_train/68_record.ipynb #e896d894
@@ -48,6 +48,8 @@ def _must(ok: bool, what: str) -> None:
 def _checkpoint(run: Run, step: int, seals: dict[str, int]) -> None:
     m = verify_dir(at_step(run.path, step))
     _must(m['sha256'] in seals or m['kind'] == 'emergency' or not seals, 'the events do not know it')
+
+# %% ../../nbs/50_train/68_record.ipynb #de8d9749
 def _rows(run: Run) -> None:
     for c in run.checkpoints():
         m = manifest(at_step(run.path, c['step'])).get('metrics')
@@ -76,8 +78,7 @@ def reproduce(self: Run, root: str | Path | None = None, **world: Any) -> dict[s
     events.close()
     fit(copy, rows[-1]['step'] if rows[-1]['step'] != copy.total else None, 0, **world)
     differs = _differences(self, copy)
-    x = self.config['experiment']
-    changed = drift(self.probe.get('fingerprint', {}), fingerprint(num_envs=x['num_envs'], threads=x['num_threads']))
+    changed = moved(self.probe, Experiment.from_dict(self.config['experiment']))
     return dict(identical=not differs, rows=len(rows), differs=differs, changed=changed)
 
 # %% ../../nbs/50_train/68_record.ipynb #dee3504b
@@ -93,10 +94,9 @@ def _differences(a: Run, b: Run) -> list[str]:
 
 # %% ../../nbs/50_train/68_record.ipynb #bba9a216
 def _whole(folder: Path) -> dict[str, str]:
-    "Each part of a saved state as text; callbacks that have nothing to remember, a spectator's for example, don't count"
+    "Each part of a saved state as text"
     arrays: dict[str, Any] = {}
     tree = take_apart(load_state(folder), arrays)
-    tree['cbs'] = {k: v for k, v in tree['cbs'].items() if v}
     return {k: to_json(v) for k, v in tree.items()} | {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in arrays.items()}
 
 # %% ../../nbs/50_train/68_record.ipynb #ce49c8f0

@@ -42,7 +42,7 @@ def beside(t: Any, events: Events | None) -> dict[str, Any]:
     if t.rows is None: return {}
     with ThreadPoolExecutor(2) as both:                             # at once: a journal commits once for the two
         told = both.submit(events.log.sync) if events else None
-        offset = t.rows.offset if t.rows.closed else t.rows.sync()      # `Record` synchronises before it closes
+        offset = t.rows.sync()
         if told: told.result()
     kept: dict[str, Any] = dict(metrics=dict(offset=offset, sha256=t.rows.sha256))
     return kept | (dict(events=dict(n=len(events.rows), hash=events.last)) if events else {})
@@ -58,17 +58,18 @@ class Checkpoint(Callback):
     saved: Callable[..., str]
     emergency: Callable[..., str]
     taped: Callable[..., dict[str, Any]]
+    facts: Callable[..., dict[str, Any]]
+    _bound: Callable[..., None]
+    _copy: Callable[..., None]
     tell: Callable[..., None]
-    facts: Callable[[Any], dict[str, Any]]
-    _copy: Callable[[Any], None]
+    copied: float                    # when
     write: Callable[..., str]
 
     def __init__(self, keeper: Keeper, events: Events | None = None, every: int = 0, episodes: int = 0, tier: str = 'exact',
                  first: float = 3., least: float = 60., snapshot: float = 5., before: float = 0.):
         self.keeper, self.events, self.tier = keeper, events, tier
         self.steps, self.episodes, self.least, self.wait, self.snapshot, self.before = Due(every), Due(episodes), least, first, snapshot, before
-        self.asked, self.cost, self.failed = '', 0., 0
-        self.began = self.last = self.copied = time.monotonic()
+        self.asked, self.cost, self.failed, self.began = '', 0., 0, time.monotonic()
         self.good: tuple[Frozen, dict[str, Any], Any, int] | None = None      # in memory: the last good state, its facts, memory and row
         self.tape = Tape(keeper.path)
         self.untold: list[tuple[int, str]] = []                               # failures that no event could tell yet
@@ -90,14 +91,15 @@ class Checkpoint(Callback):
         if kind: self.saved(t, kind)
         elif at - self.copied > max(self.snapshot, 200*self.cost): self._copy(t)
 
-    def _bound(self, t: Any, due: bool) -> None:
-        "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
-        if due:
-            t.boundary(t.step//self.steps.every)
-            self.saved(t, 'regular')
-        elif self.asked: self.saved(t, self.asked, resume=False)
+# %% ../../nbs/50_train/22_save.ipynb #41343057
+@patch
+def _bound(self: Checkpoint, t: Any, due: bool) -> None:
+    "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
+    if due:
+        t.boundary(t.step//self.steps.every)
+        self.saved(t, 'regular')
+    elif self.asked: self.saved(t, self.asked, resume=False)
 
-# %% ../../nbs/50_train/22_save.ipynb #6955559d
 @patch
 def _copy(self: Checkpoint, t: Any) -> None:
     with suppress(DiskError):                     # the former copy stays
@@ -125,14 +127,13 @@ def saved(self: Checkpoint, t: Any, kind: str, resume: bool = True, **more: Any)
     finally: self.last = self.copied = time.monotonic()
     self.failed, self.good, self.cost = 0, None, time.perf_counter() - then
     self.wait = max(self.least, 100*self.cost)
-    if t.rows is not None: t.durable = t.rows.offset
+    if t.rows is not None: t.durable = t.rows.log.offset
     with suppress(DiskError):
         self.tell()
         if self.events and seal: self.events.add('checkpoint', t.step, sync=False, what=kind, seal=seal)
         trim(self.tape, [m['replay'] for s in steps_saved(self.keeper.path) if 'replay' in (m := manifest(at_step(self.keeper.path, s)))])
     return seal
 
-# %% ../../nbs/50_train/22_save.ipynb #4237be2c
 @patch
 def write(self: Checkpoint, t: Any, kind: str, **more: Any) -> str:
     "Write one; if the disk refuses, let go of what can be spared and try once more"
@@ -153,7 +154,7 @@ def tell(self: Checkpoint, step: int = 0, cause: str = '') -> None:
             self.events.add('unsaved', self.untold[0][0], sync=False, cause=self.untold[0][1])
             self.untold.pop(0)
 
-# %% ../../nbs/50_train/22_save.ipynb #f11ab899
+# %% ../../nbs/50_train/22_save.ipynb #b754fbbc
 @patch
 def taped(self: Checkpoint, buffer: Any, upto: int | None = None) -> dict[str, Any]:
     "What is new in a memory that outlives its updates, written on the tape"

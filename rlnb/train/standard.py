@@ -8,12 +8,12 @@ __all__ = ['Evaluate', 'Best', 'EarlyStop', 'Limit', 'Adapt']
 # %% ../../nbs/50_train/26_standard.ipynb #7a8fde05
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from ..core.errors import BadInput, DiskError
-from ..core.running import Window
 from ..core.schedule import KLAdaptive, Plateau
 from ..core.seed import isolated
 from ..evaluation.evaluate import play
@@ -94,14 +94,15 @@ class Limit(Callback):
     "Ends a run after so many episodes or seconds, or when the last hundred episodes were good enough"
     order = 77
     def __init__(self, episodes: int = 0, seconds: float = 0., until: float = math.inf, before: float = 0.):
-        self.episodes, self.seconds, self.until, self.before, self.recent = episodes, seconds, until, before, Window(100)
-    def state_dict(self) -> dict: return dict(recent=self.recent.state_dict())
-    def load_state_dict(self, d: dict) -> None: self.recent.load_state_dict(d['recent'])
+        self.episodes, self.seconds, self.until, self.before = episodes, seconds, until, before
+        self.recent: deque[float] = deque(maxlen=100)
+    def state_dict(self) -> dict: return dict(recent=list(self.recent))
+    def load_state_dict(self, d: dict) -> None: self.recent = deque(d['recent'], maxlen=100)
     def before_fit(self, t: Any) -> None: self.began = time.monotonic()
     def after_learn(self, t: Any) -> None:
-        for e in t.episodes: self.recent.add(e['return'])
+        for e in t.episodes: self.recent.append(e['return'])
         if self.episodes and t.ended >= self.episodes: raise Enough(f'{t.ended} episodes')
-        if self.until < math.inf and self.recent.n == 100 and (mean := self.recent.mean) >= self.until:
+        if self.until < math.inf and len(self.recent) == 100 and (mean := sum(self.recent)/100) >= self.until:
             raise Enough(f'return {mean:.1f} over the last 100 episodes')
         if self.seconds and self.before + time.monotonic() - self.began >= self.seconds: raise Enough(f'{self.seconds:g} seconds')
 

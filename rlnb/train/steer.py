@@ -138,6 +138,7 @@ def _take(self: Control, c: Mapping[str, Any]) -> str:
     self.inbox.done(dict(c))
     return 'stop'
 
+# %% ../../nbs/50_train/23_steer.ipynb #33857481
 @patch
 def obey(self: Control, t: Any, c: dict[str, Any]) -> None:
     "Do one command; what can't be done is told in an event, and nothing else happens"

@@ -28,14 +28,18 @@ def fetch(metrics: dict[str, Any]) -> dict[str, float]:
     if not metrics: return {}
     import torch
     tensors = {k: v for k, v in metrics.items() if isinstance(v, torch.Tensor)}
+    if all(v.device.type == 'cpu' for v in tensors.values()): return {k: v.item() if k in tensors else float(v) for k, v in metrics.items()}
     got = dict(zip(tensors, torch.stack([t.detach().reshape(()).float() for t in tensors.values()]).tolist())) if tensors else {}
     return {k: got[k] if k in got else float(v) for k, v in metrics.items()}
 
 def row_of(t: Any) -> dict[str, Any]:
     "What an iteration was, under the house's metric names"
-    row: dict[str, Any] = dict(step=t.step, iter=t.iter)
-    for k in sorted({k for e in t.episodes for k in e}): row[f'episode/{k}'] = summary([e[k] for e in t.episodes if k in e])
-    return row | {f'learn/{k}': v for k, v in fetch(t.metrics).items()} | t.told
+    return _row(t.step, t.iter, t.episodes, fetch(t.metrics), t.told)
+
+def _row(step: int, it: int, episodes: list[dict[str, float]], metrics: dict[str, float], told: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = dict(step=step, iter=it)
+    for k in sorted({k for e in episodes for k in e}): row[f'episode/{k}'] = summary([e[k] for e in episodes if k in e])
+    return row | {f'learn/{k}': v for k, v in metrics.items()} | told
 
 # %% ../../nbs/50_train/20_track.ipynb #dc524288
 class Rows(Jsonl):
@@ -65,24 +69,38 @@ class Rows(Jsonl):
         self.offset, self._seen = self.safe[0], self.safe[1].copy()
         self.waiting, self.written, self._torn, self._failed = self.written + self.waiting, [], True, False
 
-# %% ../../nbs/50_train/20_track.ipynb #753f307d
+# %% ../../nbs/50_train/20_track.ipynb #5e0a9d11
 class Record(Callback):
     "metrics.jsonl: what happened"
     order = 50
-    def __init__(self) -> None: self.cut: int | None = None
-    def before_fit(self, t: Any) -> None: self.log = t.rows = Rows(t.run/'metrics.jsonl', cut=self.cut)
-    def after_learn(self, t: Any) -> None: self.log.append(row_of(t))
+    log: Rows | None = None
+    def __init__(self, every: float = .25) -> None:           # seconds between two writes
+        self.every, self.then = every, 0.
+        self.cut: int | None = None
+        self.waiting: list[tuple[Any, ...]] = []
+    def before_fit(self, t: Any) -> None: self.log, t.rows = Rows(t.run/'metrics.jsonl', cut=self.cut), self
+    def after_learn(self, t: Any) -> None:
+        self.waiting.append((t.step, t.iter, t.episodes, fetch(t.metrics), t.told))
+        if perf_counter() - self.then > self.every: self.flush()
     def after_fit(self, t: Any) -> None:
-        if not hasattr(self, 'log'): return            # the disk did not even let it begin
-        self.cut = self.log.sync()
-        self.log.close()
-    def state_dict(self) -> dict:
-        if not hasattr(self, 'log'): return dict(offset=self.cut or 0)
-        self.log.flush()
-        return dict(offset=self.log.offset)
-    def load_state_dict(self, d: dict) -> None:
-        self.__dict__.pop('log', None)
-        self.cut = int(d['offset'])
+        self.cut = self.sync()
+        if self.log: self.log.close()
+    def flush(self) -> None:
+        "Make the rows that wait"
+        if self.log:
+            for row in self.waiting: self.log.append(_row(*row))
+        self.waiting, self.then = [], perf_counter()
+    def sync(self) -> int:
+        "All rows on the disk; how many bytes they are"
+        self.flush()
+        return self.log.sync() if self.log and not self.log.closed else self.cut or 0
+    @property
+    def sha256(self) -> str: return self.log.sha256 if self.log else ''
+    def state_dict(self) -> dict[str, Any]:
+        self.flush()
+        if self.log: self.log.flush()                       # raises where the disk takes none: no checkpoint without its rows
+        return dict(offset=self.log.offset if self.log else self.cut or 0)
+    def load_state_dict(self, d: dict[str, Any]) -> None: self.log, self.cut = None, int(d['offset'])
 
 # %% ../../nbs/50_train/20_track.ipynb #57c58778
 def spent(t: Any) -> dict[str, float]:
@@ -92,16 +110,19 @@ def spent(t: Any) -> dict[str, float]:
 class Profile(Callback):
     "perf.jsonl: where the time went"
     order = 60
+    def __init__(self, every: float = .25): self.every, self.due = every, 0.      # seconds between two rows; the first one comes at once
     def before_fit(self, t: Any) -> None: self.log, self.was, self.then = Jsonl(t.run/'perf.jsonl'), spent(t), perf_counter()
     def after_learn(self, t: Any) -> None:
-        seen, now = spent(t), perf_counter()
+        now = perf_counter()
+        if now < self.due and t.step < t.target: return
+        seen = spent(t)
         part = {k: seen[k] - self.was[k] for k in seen}
         sps = part.pop('step')/max(now - self.then, 1e-9)
         with suppress(DiskError):                 # seconds are not worth a run
             self.log.append({'step': t.step, 'time/sps': round(sps, 1), **{f'time/{k}': round(v, 6) for k, v in part.items()}})
-        self.was, self.then = seen, now
+        self.was, self.then, self.due = seen, now, now + self.every
     def after_fit(self, t: Any) -> None:
-        if hasattr(self, 'log'): self.log.close()
+        if hasattr(self, 'log'): self.log.close()      # the disk may not even have let it begin
 
 # %% ../../nbs/50_train/20_track.ipynb #82af03ce
 def say(line: str) -> None:
@@ -124,9 +145,6 @@ class Progress(Callback):
         if self.lines % 20 == 0: self.write(self.head)
         self.write(self.line(t, now - self.then))
         self.lines, self.then, self.was = self.lines + 1, now, spent(t)
-
-    def state_dict(self) -> dict: return dict(recent=self.recent.state_dict())
-    def load_state_dict(self, d: dict) -> None: self.recent.load_state_dict(d['recent'])
 
     def line(self, t: Any, seconds: float) -> str:
         "How far, how good, how fast, how long still"

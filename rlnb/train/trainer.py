@@ -38,7 +38,9 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         self.episodes: list[dict[str, float]] = []      # ended in this iteration
         self.rows: Any = None                           # the open log of metrics, where there is one
+        self.durable = 0                                # bytes of it that the newest checkpoint guards
         self.time = dict(learn=0., cbs=0.)
+        self.seeds: dict[str, Any] = {}                 # what was seeded, and with what
         self.told: dict[str, Any] = {}                  # what callbacks add to this iteration's row
         self.ended = 0                                  # episodes in all
         self.stopped, self.enough = '', False           # why a callback ended it; because nothing is left to do?
@@ -66,6 +68,7 @@ def one_iter(self: Trainer) -> None:
     self.step = self.collector.steps
     if self.collector.halted: raise CancelFit('stopped inside a rollout')   # the part that is there is state
     self.ask('after_collect')
+    self.metrics = {}
     if self.buffer.ready:
         then = perf_counter()
         self.metrics = self.agent.learn(self.buffer, p)

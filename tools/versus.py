@@ -1,0 +1,119 @@
+"""Does PPO learn as well as Stable-Baselines3's? Ten seeds each, the same settings, to be run again until nothing is missing:
+`python tools/versus.py --sb3 DIR --minutes 40`
+
+A cell is a world, a seed and a side, and one line of results/versus.jsonl. Settings are our presets, in their words (`sb3_settings`). What is judged
+is the last policy, greedy, over 100 episodes; the intervals are over seeds, and have to overlap. Their rows stay until their version or the settings
+change."""
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import learn
+from pages import ROOT
+
+RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', range(100, 110)
+CELLS = [learn.Cell('ppo', 'CartPole-v1', 100_000, 0), learn.Cell('ppo', 'Pendulum-v1', 100_000, 0), learn.Cell('ppo', 'LunarLander-v3', 300_000, 0)]
+
+
+def experiment(c, seed):
+    from rlnb.train.experiment import Experiment
+    return Experiment.from_dict({'agent': c.agent, 'env': c.world, **learn.settings(c), 'steps': c.steps, 'seed': seed})
+
+
+def rlnb(c, seed):
+    "Ours, as `train` runs it but without a folder"
+    from rlnb.core.seed import seed_of
+    from rlnb.envs.gym import make
+    from rlnb.train.experiment import build, play
+    t = build(experiment(c, seed)).fit(c.steps)
+    return float(play(t.agent, make(c.world, 20), 100, seed_of(seed, 'play')).mean())
+
+
+def sb3(c, seed):
+    "Theirs"
+    import torch
+    from rlnb.train.measure import sb3_settings
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    torch.set_num_threads(1)
+    e = experiment(c, seed)
+    model = PPO('MlpPolicy', make_vec_env(c.world, e.num_envs, seed=seed), seed=seed, device='cpu', **sb3_settings(e.agent_cfg)).learn(c.steps)
+    return float(evaluate_policy(model, make_vec_env(c.world, 20, seed=10_000 + seed), 100)[0])
+
+
+def version(c, side, theirs):
+    if side == 'rlnb': return learn.version(c)
+    return f'{theirs}-{hashlib.sha256(json.dumps(learn.settings(c), sort_keys=True).encode()).hexdigest()[:8]}'
+
+
+def table(have, theirs):
+    "Means with their intervals over seeds, and whether they overlap"
+    from rlnb.train.experiment import interval
+    lines, well = [f'{"world":<18}{"steps":>9}  {"rlnb: mean [95 %] n":<32}{"sb3: mean [95 %] n":<32}'], True
+    for c in CELLS:
+        said, ends = '', []
+        for side in ('rlnb', 'sb3'):
+            found = (have.get((c.world, c.steps, s, side, version(c, side, theirs))) for s in SEEDS)
+            xs = [x for x in found if x is not None]
+            ends.append(interval(xs) if xs else (float('nan'),)*2)
+            said += f'{f"{sum(xs)/len(xs):.1f} [{ends[-1][0]:.1f}, {ends[-1][1]:.1f}] {len(xs)}" if xs else "none yet":<32}'
+        (low, high), (their_low, their_high) = ends
+        verdict = 'ours higher' if low > their_high else 'ours LOWER' if high < their_low else 'missing' if 'none' in said else 'overlap'
+        well = well and verdict != 'ours LOWER'
+        lines.append(f'{c.world:<18}{c.steps:>9}  {said}{verdict}')
+    return '\n'.join(lines), well
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--sb3', metavar='DIR', default='', help='where Stable-Baselines3 is, if not here')
+    p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
+    p.add_argument('--one', nargs=3, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.sb3: sys.path.insert(0, str(Path(a.sb3).absolute()))
+    if a.one:
+        side, k, seed = a.one
+        return print(json.dumps(globals()[side](CELLS[int(k)], int(seed))))
+    try: theirs = metadata.version('stable-baselines3')
+    except metadata.PackageNotFoundError: theirs = ''
+    rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
+    theirs = theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
+    have, end = {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}, time.monotonic() + 60*a.minutes
+    for k, c in enumerate(CELLS):
+        for seed in SEEDS:
+            for side in ('rlnb', 'sb3'):
+                key = c.world, c.steps, seed, side, version(c, side, theirs)
+                guess = max((r['seconds'] for r in rows if (r['world'], r['steps'], r['side']) == (c.world, c.steps, side)), default=60)
+                if key in have or (side == 'sb3' and not metadata_there()) or time.monotonic() + guess > end: continue
+                then, more = time.monotonic(), ['--sb3', a.sb3] if a.sb3 else []
+                env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+                command = [sys.executable, str(Path(__file__).resolve()), *more, '--one', side, str(k), str(seed)]
+                got = subprocess.run(command, capture_output=True, text=True, env=env)
+                if got.returncode: return print(got.stderr[-800:]) or 1
+                row = dict(zip(('world', 'steps', 'seed', 'side', 'version'), key))
+                row |= dict(mean=float(got.stdout.splitlines()[-1]), seconds=round(time.monotonic() - then))
+                rows.append(row)
+                have[key] = row['mean']
+                with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+                print(f'{c.world} seed {seed} {side}: {row["mean"]:.1f} in {row["seconds"]} s', flush=True)
+    text, well = table(have, theirs)
+    print(text)
+    return int(not well)
+
+
+def metadata_there():
+    "Is the peer installed?"
+    try: return bool(metadata.version('stable-baselines3'))
+    except metadata.PackageNotFoundError: return False
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
