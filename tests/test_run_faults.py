@@ -68,10 +68,11 @@ def child(act, log: Path) -> int:
         try:
             fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(fd, 1), os.dup2(fd, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')        # pytest has put others in their place
             code = act() or 0
         except BaseException: traceback.print_exc()
         finally:
-            sys.stdout.flush()
+            sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
     return pid
 
@@ -159,7 +160,7 @@ def killed(story):
 
 def test_fault_02_killed_inside_each_operation_of_a_save(killed):
     mine = [f for f in killed if f[0] == 'save']
-    assert len(mine) >= 30 and {'open', 'write', 'fsync_all', 'close', 'replace', 'fsync_dir', 'mkdir'} <= {f[1] for f in mine}
+    assert len(mine) >= 24 and {'open', 'write', 'fsync_all', 'close', 'replace', 'fsync_dir', 'mkdir'} <= {f[1] for f in mine}
     assert [f for f in mine if f[4]] == [] and all(f[2] == -signal.SIGKILL for f in mine)
 
 
@@ -381,7 +382,7 @@ def losses(tmp: Path, most: int, skip: int = -1, stop: bool = False) -> tuple[in
 
 
 def test_fault_09_no_power_cut_loses_an_acknowledged_checkpoint(quick):
-    states, different, bad = losses(quick, 500)
+    states, different, bad = losses(quick, 700)
     print(f'{states} power-cut states ({different} different), {bad} lost')
     assert bad == 0 and states >= 10_000
 
