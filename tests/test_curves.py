@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from test_io_faults import Careless, Refusing, quick  # noqa: F401
+from disks import Careless, Refusing
+from test_io_faults import quick  # noqa: F401
 
 from rlnb.core.errors import DiskError
 from rlnb.core.io import from_json, using

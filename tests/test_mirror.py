@@ -8,7 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_io_faults import Careless, Noting, Refusing, build, fds, power_cuts, quick  # noqa: F401
+from disks import Careless, Noting, Refusing, build, power_cuts
+from test_io_faults import fds, quick  # noqa: F401
 
 from rlnb.core.errors import DiskError
 from rlnb.core.io import using

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_io_faults import Careless, Noting, build, Refusing, power_cuts, quick, refused, tree  # noqa: F401
+from disks import Careless, Noting, Refusing, build, power_cuts, tree
+from test_io_faults import quick, refused  # noqa: F401
 
 from rlnb.core.errors import DiskError
 from rlnb.core.io import Damaged, using

@@ -39,6 +39,7 @@ class Events:
     def __init__(self, path: str | Path):
         self.log = Jsonl(Path(path)/'events.jsonl')      # a torn last line is cut here
         self.rows = read_events(path)
+        self.safe = len(self.rows), self.log.offset, self.log._seen.copy()      # at the last good sync
 
     @property
     def last(self) -> str:
@@ -50,8 +51,16 @@ class Events:
         row['hash'] = _hash(self.last, row)
         self.log.append(row)
         self.rows.append(row)            # it stands in the file, whatever becomes of the sync
-        if sync: self.log.sync()
+        if sync: self.sync()
         return row
+    def sync(self) -> None:
+        "All events on the disk; after a sync that failed, those since the last good one are written anew"
+        if self.log._failed:
+            n, self.log.offset, self.log._seen, self.log._torn = self.safe[0], self.safe[1], self.safe[2].copy(), True
+            for r in self.rows[n:]: self.log.append(r)
+            self.log._failed = False
+        self.log.sync()
+        self.safe = len(self.rows), self.log.offset, self.log._seen.copy()
     def of(self, *kinds: str) -> list[dict[str, Any]]:
         "The events of some kinds"
         return [r for r in self.rows if r['kind'] in kinds]

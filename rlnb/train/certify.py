@@ -98,7 +98,7 @@ def tour(t: Any) -> dict[str, str]:
 # %% ../../nbs/50_train/70_certify.ipynb #e47e6108
 class Witness:
     "Writes down everything there is when a fit ends; `began` is called when the first new steps are recorded"
-    def __init__(self, file: Path, began: Callable[[], None] = lambda: None): self.file, self.began, self.learned = file, began, False
+    def __init__(self, file: Path, began: Callable[[int], None] = lambda step: None): self.file, self.began, self.learned = file, began, False
     def watch(self) -> None:
         "See every moment of every trainer of this process"
         ask = Trainer.ask
@@ -110,7 +110,7 @@ class Witness:
         "One moment"
         if moment == 'after_learn':
             self.learned = True
-            self.began()
+            self.began(t.step)
         if moment == 'after_fit' and self.learned and (t.step >= t.target or t.enough): write_json(self.file, tour(t))
 
 # %% ../../nbs/50_train/70_certify.ipynb #2a6b0015
@@ -136,7 +136,7 @@ def _counted(name: str) -> Callable[..., Any]:
 for _name in [k for k in vars(Disk) if not k.startswith('_')]: setattr(Fatal, _name, _counted(_name))
 
 # %% ../../nbs/50_train/70_certify.ipynb #e7dd55e3
-def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> None:
+def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...], reached: Any) -> None:
     "One life of a run, to its end or to the n-th operation of the disk"
     die_with_parent()
     log = disk.open(Path(path)/'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -146,7 +146,10 @@ def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...]) -> N
     if plant:
         module, function, *words = plant.split(':')
         getattr(import_module(module), function)(*words)
-    Witness(Path(file), fatal.arm).watch()
+    def began(step: int) -> None:
+        reached.value = step
+        fatal.arm()
+    Witness(Path(file), began).watch()
     try: phase = fit(Run(path), None, 0, [Progress(every=5.)], worker=True, allow=allow).phase
     except BaseException as e:
         traceback.print_exc()
@@ -163,6 +166,7 @@ class Killer:
         self.exp, self.root, self.rng, self.plant, self.allow = exp, root, random.Random(seed), plant, tuple(allow)
         self.kills, self.lost, self.span = dict(instant=0, operation=0, worker=0, stop=0), [], 0.   # type: ignore[var-annotated]
         self.ctx: Any = mp.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
+        self.reached: Any = self.ctx.Value('q', 0, lock=False)        # the last step that a life has recorded
         pages = [f'rlnb.agents.{p}' for p in ('a2c', 'ppo', 'ppo_rnn')]
         if sys.platform != 'win32': self.ctx.set_forkserver_preload(['rlnb.train.certify', *pages])
 
@@ -198,10 +202,10 @@ def life(self: Killer, run: Run, how: str = '', delay: float = 0., at: int = -1)
         def poll() -> int | None: return p.poll()
     else:
         p = self.ctx.Process(target=import_module('rlnb.train.certify').live, daemon=False,
-                             args=(str(run.path), str(run.path.with_name(f'{run.name}.tour')), at, self.plant, self.allow))
+                             args=(str(run.path), str(run.path.with_name(f'{run.name}.tour')), at, self.plant, self.allow, self.reached))
         _begin(p)
         def poll() -> int | None: return p.exitcode
-    passed, struck = 0., False
+    passed, struck, self.reached.value = 0., False, 0
     while poll() is None:
         time.sleep(.001)
         if not passed and _size(run) > began: passed = time.monotonic()
@@ -238,7 +242,7 @@ def run(self: Killer, name: str, kills: int = 0) -> Run:
             self.kills[how] += 1
             kills -= 1
             point = resume_point(run.path)
-            self.lost.append(_step(run) - (point[1]['step'] if point else 0))
+            self.lost.append(max(_step(run), self.reached.value) - (point[1]['step'] if point else 0))
 
 # %% ../../nbs/50_train/70_certify.ipynb #f2ac36a7
 def _tour(run: Run) -> dict[str, str]:

@@ -41,7 +41,7 @@ def beside(t: Any, events: Events | None) -> dict[str, Any]:
     "What a checkpoint was written beside: rows and events, on the disk"
     if t.rows is None: return {}
     with ThreadPoolExecutor(2) as both:                             # at once: a journal commits once for the two
-        told = both.submit(events.log.sync) if events else None
+        told = both.submit(events.sync) if events else None
         offset = t.rows.sync()
         if told: told.result()
     kept: dict[str, Any] = dict(metrics=dict(offset=offset, sha256=t.rows.sha256))
