@@ -141,8 +141,7 @@ def live(path: str, file: str, at: int, plant: str, allow: tuple[str, ...], reac
     die_with_parent()
     log = disk.open(Path(path)/'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for fd in (1, 2): os.dup2(log, fd)
-    fatal = Fatal(at)
-    if at >= 0: disk.now = fatal
+    if (fatal := Fatal(at)) and at >= 0: disk.now = fatal
     if plant:
         module, function, *words = plant.split(':')
         getattr(import_module(module), function)(*words)
@@ -265,8 +264,7 @@ def differences(a: Run, b: Run) -> list[str]:
 # %% ../../nbs/50_train/70_certify.ipynb #477607c7
 def _asked(agent: str, env: str, steps: int | None, seed: int, settings: dict[str, Any]) -> Any:
     "The experiment: forty rollouts where no steps are told, fifteen checkpoints where no interval is"
-    exp = asked(agent, env, steps, seed=seed, **settings)
-    steps = steps or 40*getattr(exp.agent_cfg, 'n_steps', 100)*exp.num_envs
+    if not steps: steps = 40*getattr((exp := asked(agent, env, seed=seed, **settings)).agent_cfg, 'n_steps', 100)*exp.num_envs
     return asked(agent, env, steps, seed=seed, **dict(checkpoint_every=max(steps//15, 1)) | settings)
 
 def certify(agent: str = 'ppo', env: str = 'rlnb/CartPole-v1', kills: int = 20, steps: int | None = None, seed: int = 0,
