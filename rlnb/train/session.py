@@ -30,13 +30,13 @@ from ..runs.ckpt import load_state
 from ..runs.control import Inbox
 from ..runs.curves import index
 from ..runs.events import Events, commands_after
-from ..runs.keep import Keeper, manifest, resume_point, sealed, set_aside, unchanged
+from ..runs.keep import Keeper, manifest, resume_point, set_aside
 from ..runs.run import Run, create, find
 from ..runs.state import State
 from ..runs.tape import fill, wound
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
-from .found import mark, moved, probe
+from .found import mark, moved, probe, sealed, unchanged
 from .guard import Guard, card_of
 from .mirror import Mirror
 from .save import Checkpoint
@@ -66,7 +66,7 @@ class Life:
                  **world: Any):
         self.check = check
         self.run, self.signals, self.cbs, self.deadline, self.told, self.world = run, signals, list(cbs), deadline, told, world
-        self.exp = Experiment.from_dict(unchanged(run))
+        self.exp = unchanged(run)
         self.damaged: list[tuple[Path, str]] = []
         self.point = resume_point(run.path, self.damaged)          # raises where all are damaged: nothing was touched yet
         self.facts: dict[str, Any] = self.point[1] if self.point else {}
