@@ -79,7 +79,6 @@ PLANTS = [                                              # agent, world, steps, p
     *((a, e, 4500, reward(lambda r, n: r*1e12), dict(norm_reward=False), {'value'}) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
     *((a, e, 4500, update(deaf), {}, {'dead'}) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
     *((a, CARTPOLE, 4500, lr(0.), {}, {'dead'}) for a in ('a2c', 'ppo')),
-    *((a, CARTPOLE, 4500, setting('max_grad_norm', 0.), {}, {'dead'}) for a in ('a2c', 'ppo')),
     *((a, e, 7000, lr(1e3), {}, EARLY) for a in ('a2c', 'ppo') for e in (CARTPOLE, PENDULUM, CACHE)),
     *(('ppo', e, 5000, lr(1.), {}, {'kl', 'entropy'}) for e in (CARTPOLE, CACHE)),
     *(('a2c', e, 9000, lr(1.), {}, {'entropy', 'value'}) for e in (CARTPOLE, CACHE)),

@@ -58,8 +58,10 @@ def test_the_grid_stands_on_presets():
 def test_version_follows_the_preset(monkeypatch):
     c, was = learn.CELLS[0], learn.version(learn.CELLS[0])
     assert was == learn.version(c) != learn.version(learn.CELLS[1])
+    learn.version.cache_clear()
     monkeypatch.setattr('rlnb.train.presets.preset', lambda agent, env: {'num_envs': 3})
     assert learn.version(c) != was
+    learn.version.cache_clear()
 
 
 def row(c, seed, mean, ver):

@@ -6,6 +6,7 @@
 __all__ = ['COMMANDS', 'send', 'Inbox']
 
 # %% ../../nbs/40_runs/15_control.ipynb #226bfec6
+import os
 import secrets
 import time
 from contextlib import suppress
@@ -16,7 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadInput, RlnbError, did_you_mean
 from ..core.io import disk, make_dir, read_json, write_json
-from ..core.platform import stop_process
+from ..core.platform import alive, stop_process
 from .run import Run
 from .state import ENDED
 
@@ -89,9 +90,14 @@ def set(self: Run, **changes: Any) -> Run:
 # %% ../../nbs/40_runs/15_control.ipynb #3505a269
 @patch
 def kill(self: Run) -> bool:
-    "End the process at once, without a last word; was there one?"
+    "End the process at once, without a last word, and see it gone; was there one?"
     s = self.state
-    return s['phase'] not in (*ENDED, 'new', 'lost') and stop_process(int(s.get('pid', 0)), str(s.get('start', '')), hard=True)
+    pid, start = int(s.get('pid', 0)), str(s.get('start', ''))
+    if s['phase'] in (*ENDED, 'new', 'lost') or not alive(pid, start): return False
+    if pid == os.getpid(): raise BadInput('run', f'{self.name} is trained by this very process, which would die', 'stop() ends it')
+    killed, until = stop_process(pid, start, hard=True), time.monotonic() + 5
+    while killed and alive(pid, start) and time.monotonic() < until: time.sleep(.01)
+    return killed
 
 @patch
 def wait(self: Run, timeout: float = float('inf'), every: float = .1) -> Run:

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadInput
 from ..core.folder import remove_dir
-from ..core.platform import Lock, is_locked, popen_detached
+from ..core.platform import Lock, is_locked, popen_detached, proc_start
 from ..envs.gym import make
 from ..runs.keep import resume_point
 from ..runs.run import Run
@@ -30,15 +30,17 @@ def start(run: Run, steps: int | None = None, rescale: bool = False, episodes: i
     words: list[str | Path] = [sys.executable, '-m', 'rlnb.train.worker', run.path.resolve(), '--episodes', str(episodes)]
     if steps is not None: words += ['--steps', str(steps)]
     words += ['--rescale']*rescale + [f'--allow-import={m}' for m in allow]
-    State(run.path, life=0).phase('starting', total=steps or run.total)
+    state = State(run.path, life=0)
+    state.phase('starting', total=steps or run.total)
     worker = popen_detached(words, run.path/'log.txt', env=dict(PYTHONUNBUFFERED='1'))
+    if run.state.get('life') == 0: state.phase('starting', pid=worker.pid, start=proc_start(worker.pid))     # so that a kill hits it, and not us
     Thread(target=_watch, args=(run, worker), daemon=True).start()
     return run
 
 def _watch(run: Run, worker: Any) -> None:
     "A worker that ended before it could say anything: say it for it"
     code = worker.wait()
-    if run.state.get('life') == 0:
+    if run.state.get('life') == 0 and run.state['pid'] == worker.pid:
         error = dict(cause=run.log(1) or f'the worker ended with {code}', error='', code=code, where='log.txt', checkpoint='')
         State(run.path, life=0).phase('failed', error=error)
 
