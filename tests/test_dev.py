@@ -1,13 +1,16 @@
 "dev.py on bad machines: one line that says what is missing, never a traceback, never a question"
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 from conftest import ROOT
+from packaging.specifiers import SpecifierSet
 
 sys.path.insert(0, str(ROOT))
 import dev
@@ -148,3 +151,13 @@ def test_an_old_console_shows_it_all(code, tmp_path):
     assert len(made) > 4 and not [f for f in made if f.is_symlink() or re.search(r'[:*?"<>|\\]|[. ]$', f.name)]
     r = subprocess.run([sys.executable, 'dev.py', '--help'], cwd=ROOT, env=env, capture_output=True, encoding=code)
     assert r.returncode == 0 and 'python3 dev.py run' in r.stdout
+
+
+def test_every_pin_installs_on_the_first_python_3_11():
+    "Debian's is 3.11.2; a package that asks for a later patch has no wheel there, and the whole set-up ends"
+    asked = {}
+    for line in (ROOT / 'constraints.txt').read_text(encoding='utf-8').splitlines():
+        if '==' not in line: continue
+        with contextlib.suppress(PackageNotFoundError): asked[line] = distribution(line.split('==')[0]).metadata['Requires-Python'] or ''
+    assert len(asked) > 100
+    assert [f'{pin} needs {p}' for pin, p in asked.items() if not SpecifierSet(p).contains('3.11.0')] == []
