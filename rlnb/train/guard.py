@@ -210,7 +210,7 @@ _ADVICE = dict(
     entropy=('raise ent_coef', 'lower lr, above all at the beginning', 'look at the reward: is there a trap that pays for one action?'),
     kl=('lower lr', 'set target_kl=0.02, it ends the epochs early', 'fewer epochs, or larger minibatches'),
     value=('norm_reward=True, or a reward of the size of 1', 'lower lr', 'a smaller max_grad_norm'),
-    dead=('is lr 0, or its schedule at its end?', 'activation=tanh, if all units of a relu died'),
+    dead=('is lr 0, or its schedule at its end? resume with rescale stretches it', 'activation=tanh, if all units of a relu died'),
     crash=('the traceback of the world stands at the end of log.txt', 'check_env looks for what worlds often do wrong', _BACK),
     hang=('the world waits for something: a lock, a port, a window', 'a longer time for an answer, if the world is only slow', _BACK),
     memory=('fewer num_envs, a smaller buffer_size or minibatch', 'another process may hold the memory', _BACK),

@@ -36,7 +36,7 @@ from ..runs.state import State
 from ..runs.tape import fill, wound
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
-from .found import mark, moved, probe, sealed, unchanged
+from .found import mark, moved, probe, sealed, settled, unchanged
 from .guard import Guard, card_of
 from .mirror import Mirror
 from .save import Checkpoint
@@ -87,8 +87,9 @@ def begin(self: Life, rescale: bool = False) -> None:
     for line in set_aside(self.run.path, self.damaged):
         self.told(line)
         self.events.add('fallback', self.facts.get('step', 0), cause=line)
-    t = self.t = self.t or build(self.exp, **self.world)
+    t = self.t = self.t or build(settled(self.run, self.exp), **self.world)
     found = probe(self.run, self.exp, t)
+    self.exp = settled(self.run, self.exp)
     t.run, t.cbs = self.run.path, Callbacks(self.callbacks(found))
     self.saver.tape = wound(self.run.path, self.facts.get('replay'))
     if self.point: t.load_state_dict(load_state(self.point[0]))
