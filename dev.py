@@ -31,7 +31,8 @@ GROUPS = 'lab,dev,docs,mujoco,box2d'
 TROUBLE = [
     (r'No space left|ENOSPC', 'the disk is full: the environment needs about 3 GB'),
     (r'Temporary failure in name resolution|Failed to establish a new connection|NewConnectionError|Network is unreachable|'
-     r'Connection refused|getaddrinfo failed|ConnectTimeout|Could not find a version that satisfies|No matching distribution',
+     r'Connection refused|getaddrinfo failed|ConnectTimeout|Could not find a version that satisfies|No matching distribution|'
+     r'The user requested (\S+)\s+The user requested \(constraint\) \1==',       # an older pip's way to say that it found none at all
      'no network: pip could not reach its package index (needed once). Connect, or point PIP_FIND_LINKS at a folder of wheels'),
     (r"command '[^']*(gcc|cc|clang|cl\.exe)[^']*' failed|Microsoft Visual C\+\+|unable to execute",
      'no C compiler: a package has no ready wheel for this Python. Use Python 3.11 to 3.13, or install a compiler'),

@@ -48,6 +48,8 @@ def test_unknown_command_names_the_commands(bare):
     ("error: command '/usr/bin/gcc' failed: No such file or directory", 'no C compiler'),
     ('WARNING: Retrying (Retry(total=0)) after connection broken by NewConnectionError', 'no network'),
     ('ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device', 'the disk is full'),
+    ('The conflict is caused by:\n    The user requested torch\n    The user requested (constraint) torch==2.13.0\nERROR: ResolutionImpossible', 'no network'),
+    ('The conflict is caused by:\n    soup 4 depends on sieve>=1\n    The user requested (constraint) sieve==4\nERROR: ResolutionImpossible', 'constraints.txt'),
     ('ERROR: ResolutionImpossible: for help visit', 'constraints.txt'),
     ('ERROR: something else\nERROR: the last word', 'ERROR: the last word'),
 ])
