@@ -79,7 +79,7 @@ def _line(c: Curve, sx: _Scale, sy: _Scale, n: int) -> list[Html]:
             out.append(svg('polyline', points=_points(sx(a), sy(b)), fill='none', stroke=color, stroke_opacity=.3, stroke_width=1))
     for a, b in _pieces(x, y, n):
         if len(a) == 1: out.append(svg('circle', cx=float(sx(a)[0]), cy=float(sy(b)[0]), r=2.5, fill=color))
-        else: out.append(svg('polyline', points=_points(sx(a), sy(b)), fill='none', stroke=color, stroke_width=1.7, stroke_dasharray=dash, stroke_linejoin='round'))
+        else: out.append(svg('polyline', points=_points(sx(a), sy(b)), fill='none', stroke=color, stroke_width=1.7, stroke_dasharray=dash))
     for v in x[np.isinf(y)][:20]: out.append(svg('text', '×', x=float(sx(v)), y=sy.start - 3, fill='#D55E00', font_size=13, text_anchor='middle'))
     return out
 

@@ -122,7 +122,7 @@ class Watcher:
         self.thread: threading.Thread | None = None
         self.cpu = 0.
     def follow(self, look: Callable[[], Any]) -> None:
-        "Call this method until its object is gone, or it returns False"
+        "Call this method until its object is gone or it returns False; a number it returns is the seconds until then"
         with self.lock:
             self.due[weakref.WeakMethod(look)] = 0.
             if not (self.thread and self.thread.is_alive()):
@@ -133,14 +133,14 @@ class Watcher:
         with self.lock: ready = [ref for ref, t in self.due.items() if t <= time.monotonic()]
         for ref in ready:
             look, began, cpu = ref(), time.monotonic(), time.thread_time()
-            try: more = look is not None and look() is not False
+            more: Any = False
+            try: more = look() if look else False
             except Exception as e:
-                more = False
                 self.errors = [*self.errors[-9:], one_line(e)]
             spent = time.thread_time() - cpu
             self.cpu += spent
             with self.lock:
-                if more: self.due[ref] = began + max(self.every, 50*spent)
+                if more is not False: self.due[ref] = began + max(self.every if more in (None, True) else more, 50*spent)
                 else: self.due.pop(ref, None)
     def _loop(self) -> None:
         while True:
