@@ -58,6 +58,12 @@ def _span(parts: Iterable[Any], room: float = 0.) -> tuple[float, float]:
     pad = (hi - lo)*room or (abs(hi)*.1 or 1.)*(lo == hi)
     return lo - pad, hi + pad
 
+def _height(curves: Sequence[Curve]) -> tuple[float, float]:
+    "From the lowest to the highest; bands may widen that by half on either side, a wider one is cut off"
+    lo, hi = _span([v for c in curves for v in (c.y, c.faint)], .04)
+    low, high = _span([v for c in curves for v in (c.low, c.high, (lo, hi))])
+    return max(low, lo - (hi - lo)/2), min(high, hi + (hi - lo)/2)
+
 def _points(x: Any, y: Any) -> str: return ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, y))
 
 # %% ../../nbs/80_panels/10_chart.ipynb #6b5bb140
@@ -73,7 +79,8 @@ def _line(c: Curve, sx: _Scale, sy: _Scale, n: int) -> list[Html]:
     x, y = np.asarray(c.x, float), np.asarray(c.y, float)
     if c.low is not None:
         (a, low), (b, high) = decimate(x, c.low, n//2), decimate(x, c.high, n//2)
-        out.append(svg('polygon', points=_points(sx(np.r_[a, b[::-1]]), sy(np.r_[low, high[::-1]])), fill=color, fill_opacity=.18))
+        edge = sy(np.clip(np.r_[low, high[::-1]], sy.lo, sy.hi))
+        out.append(svg('polygon', points=_points(sx(np.r_[a, b[::-1]]), edge), fill=color, fill_opacity=.18))
     if c.faint is not None:
         for a, b in _pieces(x, np.asarray(c.faint, float), n//2):
             out.append(svg('polyline', points=_points(sx(a), sy(b)), fill='none', stroke=color, stroke_opacity=.3, stroke_width=1))
@@ -96,7 +103,7 @@ def chart(curves: Sequence[Curve],
     curves = [_cut(c, within) for c in curves]
     shown = [c for c in curves if len(c.y) and np.isfinite(np.asarray(c.y, float)).any()]
     sx = _Scale(*(within or _span([c.x for c in shown])), 52, w - 12)
-    sy = _Scale(*_span([v for c in shown for v in (c.y, c.low, c.high, c.faint)], .04), h - 26, 24)
+    sy = _Scale(*_height(shown), h - 26, 24)
     says = f'{title or "chart"}: ' + ('; '.join(map(_said, shown)) or 'no data yet')
     drawn = [*_axes(sx, sy, xlabel, w, h), *(part for c in shown for part in _line(c, sx, sy, points)), *_marks(marks, sx, sy)]
     if cursor is not None:
@@ -121,7 +128,7 @@ def _cut(c: Curve, within: tuple[float, float] | None) -> Curve:
 # %% ../../nbs/80_panels/10_chart.ipynb #e306626f
 def _axes(sx: _Scale, sy: _Scale, xlabel: str, w: int, h: int) -> list[Html]:
     "Lines and numbers"
-    rows, places = ticks(sy.lo, sy.hi, max(2, h//55)), ticks(sx.lo, sx.hi, max(2, w//110))
+    rows, places = ticks(sy.lo, sy.hi, max(3, h//55)), ticks(sx.lo, sx.hi, max(2, w//110))
     lines = [svg('line', x1=sx.start, x2=sx.end, y1=float(sy(v)), y2=float(sy(v))) for v in rows]
     left = [svg('text', _tick(v), x=sx.start - 6, y=float(sy(v)) + 4) for v in rows]
     below = [svg('text', _tick(v), x=float(sx(v)), y=h - 11) for v in places]

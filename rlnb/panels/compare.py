@@ -119,8 +119,8 @@ def look(self: Comparer) -> Any:
 
 def _runs(c: Comparer) -> Html:
     def row(f: Feed) -> tuple[Any, ...]:
-        y, e = f.rows.get('episode/return')[1], f.run.config.get('experiment', {})
-        good, steps = y[np.isfinite(y)][-20:], f"{f.state['step']:,} of {f.run.total:,}"
+        y, e = f.rows.get('episode/return')[1], f.asked
+        good, steps = y[np.isfinite(y)][-20:], f"{f.state['step']:,} of {f.total:,}"
         return f.run.name, e.get('agent'), e.get('env'), e.get('seed'), f.state['phase'], steps, float(good.mean()) if len(good) else None
     return Html(table(map(row, c.feeds), ['run', 'agent', 'world', 'seed', 'phase', 'steps', 'return'], fmt='html'))
 

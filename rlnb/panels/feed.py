@@ -55,6 +55,7 @@ class Tail:
 class Feed:
     "What a run's folder says, kept up to date"
     def __init__(self, run: Run):
+        self.asked = run.config.get('experiment', {})       # it never changes
         self.run, self.rows, self.perf = run, Tail(run.path/'metrics.jsonl'), Tail(run.path/'perf.jsonl')
         self.state: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
@@ -76,11 +77,9 @@ class Feed:
         self.state = state
         for what, path in (('events', 'events.jsonl'), ('checkpoints', 'ckpt'), ('log', 'log.txt')):
             if self._changed(what, self.run.path/path): found.add(what)
-        try:
-            if 'events' in found: self.events = self.run.events
-            if {'checkpoints', 'events'} & found: self.checkpoints = self.run.checkpoints()
-            self.trouble = ''
-        except (RlnbError, OSError) as e: self.trouble = one_line(e)
+        if {'checkpoints', 'events'} & found:
+            try: self.events, self.checkpoints, self.trouble = self.run.events, self.run.checkpoints(), ''
+            except (RlnbError, OSError) as e: self.trouble = one_line(e)
         return found
     def _changed(self, what: str, path: Path) -> bool:
         "Is a file or folder another one than at the last look?"
@@ -88,6 +87,11 @@ class Feed:
         except OSError: mark = None
         was, self._marks[what] = self._marks.get(what), mark
         return was != mark
+    @property
+    def total(self) -> int:
+        "Steps that it is to reach"
+        more = [e['steps'] for e in self.events if e['kind'] == 'extend']
+        return int(more[-1] if more else self.asked.get('steps', 0))
     @property
     def quiet(self) -> float:
         "Seconds since something came"
@@ -99,11 +103,10 @@ def elapsed(feed: Feed) -> float | None:
     if (done := feed.run.result.get('seconds')) and feed.state['phase'] in ('finished', 'stopped'): return float(done)
     begun = [e for e in feed.events if e['kind'] in ('start', 'resume')]
     if not begun: return None
-    then = datetime.strptime(begun[-1]['time'], '%Y-%m-%dT%H:%M:%SZ').replace(tzinfo=timezone.utc)
-    live = feed.state['phase'] in ('starting', 'running', 'paused', 'stopping')
+    def at(e: dict[str, Any]) -> datetime: return datetime.strptime(e['time'], '%Y-%m-%dT%H:%M:%SZ').replace(tzinfo=timezone.utc)
+    end = datetime.now(timezone.utc) if feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else at(feed.events[-1])
     before = [float(c['seconds']) for c in feed.checkpoints if c.get('seconds') and c['step'] <= begun[-1]['step']]
-    now = (datetime.now(timezone.utc) - then).total_seconds() if live else 0.
-    return (before[-1] if before and begun[-1]['kind'] == 'resume' else 0.) + max(0., now)
+    return (before[-1] if before and begun[-1]['kind'] == 'resume' else 0.) + max(0., (end - at(begun[-1])).total_seconds())
 
 def session_left(environ: Any = os.environ) -> float | None:
     "Seconds until this session ends, where somebody said when: `RLNB_DEADLINE`, in seconds since 1970"

@@ -75,14 +75,14 @@ class Monitor:
         self.part = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='part, in %', **slider)
         self.which = w.ToggleButtons(options=list(PANES), style=w.ToggleButtonsStyle(button_width='86px'))
         self.field = w.Dropdown(options=self._live(), layout=w.Layout(width='170px'))
-        self.value = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
+        self.entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
         self.set = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
         self.set.on_click(lambda _: self.press('set'))
         self.fixing = w.HBox([])
         for part in (self.share, self.part, self.which): part.observe(lambda _: self.draw(force=True), 'value')
         rows = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap')), w.HBox([self.share, self.part])
         self.box = w.VBox([view(STYLE), self.head, rows[0], self.word, self.card, self.fixing, self.picture, rows[1], self.which, self.pane,
-                           w.HBox([self.field, self.value, self.set]), view(self._foot())], layout=w.Layout(width='720px'))
+                           w.HBox([self.field, self.entry, self.set]), view(self._foot())], layout=w.Layout(width='720px'))
         self.draw(force=True)
         WATCHER.follow(self.look)
 
@@ -133,7 +133,7 @@ def look(self: Monitor) -> Any:
 @patch
 def _head(self: Monitor) -> Html:
     "State, progress, speed, what is left"
-    s, x, total = self.feed.state, self.run.config.get('experiment', {}), self.run.total
+    s, x, total = self.feed.state, self.feed.asked, self.feed.total
     seen = self.feed.rows.get('episode/return')[1]
     good = seen[np.isfinite(seen)][-20:]
     running = s['phase'] == 'running'
@@ -153,7 +153,8 @@ def _ended(self: Monitor, phase: str) -> None:
     "What to say when a run ends"
     self.asked = 0.
     r = self.run.result
-    if phase == 'failed': self.said = note()
+    self.snapshot()
+    if phase == 'failed': self.said = Html('')
     else: self.said = note(f'{phase} · checkpoint saved at step {int(r.get("checkpoint") or 0):,} · {self.run.path.name}/ckpt', kind='good')
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #d014af2a
@@ -177,7 +178,7 @@ def _do(self: Monitor, what: str) -> Any:
     run = self.run
     if what == 'set':
         run.set(**{self.field.value: self._typed()})
-        self.said = note(f'{self.field.value} = {self.value.value} from the next iteration on')
+        self.said = note(f'{self.field.value} = {self.entry.value} from the next iteration on')
     elif what == 'fork':
         new = run.fork()
         self.said = note('a new run stands at the newest checkpoint: ', el('code', f'Panel({str(new.path)!r})'), kind='good')
@@ -199,7 +200,7 @@ def _typed(self: Monitor) -> Any:
     "The value that was typed, if it is one for this setting"
     kind = find_agent(self.run.config['experiment']['agent']).config
     f = next(f for f in kind.fields() if f.name == self.field.value)
-    valid(f, v := parse(f, self.value.value))
+    valid(f, v := parse(f, self.entry.value))
     return v
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #00af2eba
@@ -232,12 +233,10 @@ def _fix(self: Monitor, *what: Any) -> None:
 # %% ../../nbs/80_panels/40_monitor.ipynb #f5f456c1
 @patch
 def _ipython_display_(self: Monitor) -> None:
-    "Widgets and their still picture; lines and the still picture where there is nobody"
+    "Widgets and their still picture"
     from IPython.display import display
 
-    from rlnb.panels.twin import front, follow
-    if front() == 'live': display(self.box)
-    else: follow(self.run)
+    display(self.box)
     self.twin = display(Twin(self.run), display_id=True)
 
 @patch

@@ -21,9 +21,11 @@ def Panel(what: Any = None,                 # nothing, a run (or its name or fol
     if what is None:
         from rlnb.panels.launcher import Launcher
         return Launcher(root, **settings)
+    from rlnb.panels.twin import Still, front
     if settings: raise BadInput(next(iter(settings)), 'a launcher takes settings, a run has its own', 'Panel(agent=…) without a run')
     if isinstance(what, str) and (members := [r for r in runs(root) if what and r.config.get('group') == what]): what = members
     if isinstance(what, (str, Path, Run)):
+        if front() != 'live': return Still(find(what, root))
         from rlnb.panels.monitor import Monitor
         return Monitor(find(what, root))
     from rlnb.panels.compare import Comparer

@@ -102,7 +102,7 @@ def log(feed: Feed) -> Html:
 
 def settings(feed: Feed) -> Html:
     "What the run was asked for, and the line that asks it again"
-    x = feed.run.config.get('experiment', {})
+    x = feed.asked
     flat = [*((k, v) for k, v in x.items() if k != 'agent_cfg'), *((f'agent.{k}', v) for k, v in x.get('agent_cfg', {}).items())]
     place = 'display:inline-block;width:215px;overflow:hidden;vertical-align:top'
     cells = [el('span', el('span', f'{k} ', cls='rlnb-dim'), str(v), style=place) for k, v in flat if v not in ('', None)]

@@ -1,0 +1,206 @@
+"""Panels without a browser: what they may be given, what they send, what they cost, and what they survive"""
+import ast
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+PAGES = sorted((ROOT / 'rlnb' / 'panels').glob('*.py'))
+
+
+def until(f, seconds=60., what=''):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if f(): return
+        time.sleep(.05)
+    raise AssertionError(what or 'it did not happen')
+
+
+# ---- one door for markup
+def other_doors(name: str, src: str) -> list[str]:
+    "Where a page gives a widget of text its value, or calls a text safe, by itself"
+    bad = []
+    for n in ast.walk(ast.parse(src)):
+        where = f'{name}:{getattr(n, "lineno", 0)}'
+        if isinstance(n, ast.Call):
+            who = ast.unparse(n.func)
+            if who.split('.')[-1] in ('HTML', 'HTMLMath', 'Output') and name != 'markup.py': bad.append(f'{where}: {who}')
+            if who == 'Html' and name not in ('markup.py',) and not _safe(n): bad.append(f'{where}: {ast.unparse(n)[:60]}')
+            if who == 'setattr': bad.append(f'{where}: setattr')
+        if isinstance(n, (ast.Assign, ast.AugAssign)):
+            for t in n.targets if isinstance(n, ast.Assign) else [n.target]:
+                if isinstance(t, ast.Attribute) and t.attr == 'value' and name not in ('markup.py', 'form.py', 'player.py'): bad.append(f'{where}: {ast.unparse(t)} = …')
+    return bad
+
+
+def _safe(n: ast.Call) -> bool:
+    "A constant, a table (which escapes), or what drew itself with `svg`"
+    text = ast.unparse(n.args[0])
+    return isinstance(n.args[0], ast.Constant) or bool(re.match(r"table\(.*fmt='html'\)$|found\.table\('html'\)$", text, re.S)) or text.endswith('._repr_svg_()')
+
+
+def test_one_door_for_markup():
+    "Widgets of text get their value from `show`, which escapes; and the walk sees who does otherwise"
+    assert not (bad := [b for p in PAGES for b in other_doors(p.name, p.read_text(encoding='utf-8'))]), '\n'.join(bad)
+    planted = 'w.HTML("<b>")\nself.head.value = f"<b>{name}</b>"\nHtml(name)\nsetattr(w, "value", name)'
+    assert len(other_doors('monitor.py', planted)) == 4
+
+
+NASTY = '<img src=x onerror=alert(1)>"\'`{{x}}$y$</script>'
+
+
+def test_nothing_that_was_typed_becomes_markup(tmp_path):
+    "A run's name, its group, its log, an error and an event hold markup; the panel shows it as text"
+    from rlnb.core.io import write_json
+    from rlnb.panels.compare import Comparer
+    from rlnb.panels.monitor import Monitor
+    from rlnb.panels.panes import PANES
+    from rlnb.panels.twin import Twin
+    from rlnb.train.session import train
+    run = train('ppo', steps=4096, root=tmp_path, name='x', progress=False, episodes=5, group=NASTY)
+    config = run.config
+    config['name'] = NASTY
+    write_json(run.path / 'config.json', config)
+    (run.path / 'log.txt').write_text(NASTY * 3)
+    (run.path / 'error.txt').write_text(NASTY)
+    state = run.state | dict(phase='failed', error=dict(cause=NASTY, code=70, where='error.txt', card=dict(kind=NASTY, cause=NASTY, evidence={NASTY: 1.}, advice=[NASTY], step=1)))
+    write_json(run.path / 'state.json', state)
+    panel = Monitor(run)
+    shown = [panel.head.value, panel.card.value, panel.picture.value, panel.word.value, Comparer([run]).head.value, Twin(run).html()]
+    for which in PANES:
+        panel.which.value = which
+        shown.append(panel.pane.value)
+    assert 'onerror' in ''.join(shown)                                     # it is there, as text
+    for text in shown: assert '<img src=x' not in text and '</script>' not in text and '{{x}}' not in text
+
+
+# ---- what it costs
+@pytest.fixture
+def long(tmp_path):
+    "A folder as a run of fifty thousand rows leaves it"
+    from rlnb.train.session import train
+    run = train('ppo', steps=2048, root=tmp_path, name='long', progress=False, episodes=5)
+    rng = np.random.default_rng(0)
+    with (run.path / 'metrics.jsonl').open('w') as f:
+        for i, (r, k) in enumerate(rng.normal(size=(50_000, 2))):
+            ret = dict(mean=r, min=r - 1, max=r + 1, n=3)
+            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, 'learn/loss': k, 'learn/entropy': abs(k)}) + '\n')
+    return run
+
+
+def test_a_refresh_of_a_long_run_stays_small(long):
+    "At fifty thousand rows: at most ten kilobytes a refresh, and a few hundredths of a second of the kernel's time"
+    from rlnb.panels.monitor import Monitor
+    panel = Monitor(long)
+    sent, cost = [], []
+    for i in range(5):
+        with (long.path / 'metrics.jsonl').open('a') as f: f.write(json.dumps({'step': 60_000_000 + i, 'iter': i, 'episode/return': dict(mean=1., min=0, max=2, n=1)}) + '\n')
+        before = {id(w): w.value for w in (panel.head, panel.picture, panel.pane, panel.word)}
+        then = time.process_time()
+        panel.look()
+        cost.append(time.process_time() - then)
+        sent.append(sum(len(w.value) for w in (panel.head, panel.picture, panel.pane, panel.word) if w.value != before[id(w)]))
+    panel.look()
+    assert max(sent) < 22_000 and np.median(sent) > 0, sent                   # head, curve with its noise and band, and six small curves
+    assert len(panel.picture.value) < 12_000
+    assert np.median(cost) < .15, cost
+
+
+def test_nothing_new_sends_nothing(long):
+    from rlnb.panels.monitor import Monitor
+    panel = Monitor(long)
+    panel.look()
+    changed = []
+    for w in (panel.picture, panel.pane, panel.word, panel.card): w.observe(lambda c: changed.append(c), 'value')
+    for _ in range(5): panel.look()
+    assert not changed
+
+
+# ---- what it survives
+@pytest.fixture(scope='module')
+def kernel():
+    from jupyter_client.manager import start_new_kernel
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), RLNB_BATCH='0')
+    km, kc = start_new_kernel(env=env)
+    yield km, kc
+    kc.stop_channels()
+    km.shutdown_kernel(now=True)
+
+
+def say(kc, code, timeout=120):
+    "Run a cell; what it printed"
+    out = []
+    reply = kc.execute_interactive(code, timeout=timeout, store_history=False, output_hook=lambda m: out.append(m['content'].get('text', '')))
+    assert reply['content']['status'] == 'ok', reply['content']
+    return ''.join(out)
+
+
+def test_a_run_outlives_interrupt_restart_and_death_of_the_kernel(kernel, tmp_path):
+    "Started in a panel; the kernel is interrupted, restarted and killed; the run goes on, and a panel made anew shows it"
+    km, kc = kernel
+    from rlnb.runs.run import find
+    begin = f'from rlnb.panels.panel import Panel\nfrom pathlib import Path\nl = Panel(root={str(tmp_path)!r}, agent="ppo", env="rlnb/CartPole-v1", steps=10**9)\nl.name.value = "alive"\nprint(len(l.start()))'
+    assert say(kc, begin).strip() == '1'
+    run = find('alive', tmp_path)
+    try:
+        until(lambda: run.phase == 'running', 90, run.log(5))
+        pid, step = run.state['pid'], 0
+        again = f'from rlnb.panels.panel import Panel\np = Panel("alive", {str(tmp_path)!r})\nprint(p.feed.state["phase"], p.feed.state["pid"])'
+        for blow in ('interrupt', 'restart', 'kill'):
+            if blow == 'interrupt': km.interrupt_kernel()
+            else:
+                if blow == 'kill': os.kill(km.provisioner.pid, signal.SIGKILL)
+                km.restart_kernel(now=True)
+                kc.wait_for_ready(timeout=60)
+            phase, seen = say(kc, again).split()
+            assert (phase, int(seen)) == ('running', pid), blow
+            until(lambda step=step: run.state["step"] > step, 30, f'it stood still after {blow}')
+            step = run.state['step']
+        assert len(list(tmp_path.glob('*/config.json'))) == 1                  # nobody began a second one
+        then = time.monotonic()
+        say(kc, '1 + 1')
+        assert time.monotonic() - then < 2                                     # the kernel is free while it trains
+        say(kc, 'p.buttons["stop"].click()')
+        until(lambda: run.phase == 'stopped', 60)
+    finally:
+        if run.phase not in ('stopped', 'finished'): run.kill()
+
+
+def test_a_panel_that_runs_by_itself_prints_lines_and_leaves_a_picture(tmp_path):
+    "Under nbclient, as under papermill: the cell waits for the run, there is no widget, and the saved notebook shows curve and table"
+    import nbformat
+    from nbclient import NotebookClient
+    code = f'from rlnb.panels.panel import Panel\nfrom rlnb.train.launch import launch\nrun = launch("ppo", steps=20_000, root={str(tmp_path)!r}, name="batch")\nPanel(run)'
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    NotebookClient(nb, timeout=180, store_widget_state=True, resources={'metadata': {'path': str(tmp_path)}}).execute(env=env)
+    outputs = nb.cells[0].outputs
+    text = ''.join(o.get('text', '') for o in outputs if o.output_type == 'stream')
+    assert 'batch: finished  ' in text
+    kinds = [k for o in outputs if 'data' in o for k in o.data]
+    assert 'image/png' in kinds and 'text/html' in kinds and not any('widget' in k for k in kinds)
+    assert not any('widget' in k for k in nb.metadata)
+
+
+def test_hostile_folders_do_not_break_a_panel(tmp_path):
+    "State, events and metrics that are torn, of another shape or gone: the panel shows what is left"
+    from rlnb.panels.feed import Feed
+    from rlnb.panels.monitor import Monitor
+    from rlnb.train.session import train
+    run = train('ppo', steps=4096, root=tmp_path, name='x', progress=False, episodes=5)
+    panel = Monitor(run)
+    for name, text in [('state.json', '{"phase": "run'), ('events.jsonl', 'no event\n'), ('metrics.jsonl', '{"step": "x"}\n[1]\n{"step": 1, "episode/return": "NaN"}\n'), ('perf.jsonl', '\x00\x01')]:
+        (run.path / name).write_text(text)
+        panel.look()
+        Monitor(run)
+    assert panel.feed.state['phase'] == 'lost' and panel.feed.trouble
+    (run.path / 'metrics.jsonl').unlink()
+    panel.look()
+    assert isinstance(Feed(run).rows.get('episode/return')[0], np.ndarray)
+    assert Path(run.path).exists()
