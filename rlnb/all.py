@@ -23,6 +23,7 @@ from .core.seed import env_seeds, isolated, seed_everything, stream, torch_strea
 from .envs.gym import make
 from .evaluation.evaluate import play
 from .evaluation.stats import interval
+from .panels.panel import Panel
 from .runs.run import Run, find, runs
 from .train.callback import Callback, CancelFit, Enough
 from .train.experiment import Experiment, build
