@@ -13,7 +13,9 @@ from rlnb.core.errors import DiskError
 from rlnb.core.io import from_json, using
 from rlnb.core.rows import read_jsonl
 from rlnb.runs import curves as page
+from rlnb.runs import glance as sight
 from rlnb.runs.curves import columns, curves, index, metrics_json
+from rlnb.runs.glance import glance, holding, spread
 
 KEYS = ['episode/return', 'episode/return/n', 'learn/pg_loss', 'learn/vf_loss', 'learn/entropy']
 
@@ -108,6 +110,48 @@ def test_metrics_json_is_valid_whatever_the_disk_refuses(quick):  # noqa: F811
     assert n >= 5
 
 
+@pytest.mark.parametrize('seed', range(12))
+def test_a_glance_shows_only_what_stands_there(seed, quick, monkeypatch):  # noqa: F811
+    "Against every row parsed by hand: any length, lines torn and glued, keys that are rare, kept columns before it or none"
+    rng = np.random.default_rng(seed)
+    path, n = quick/'metrics.jsonl', int(rng.integers(1, 900))
+    lines = [json.dumps(r | ({'eval/return': dict(mean=i, min=0, max=1, n=2)} if rng.random() < .01 else {})).encode() + b'\n' for i, r in enumerate(rows(n, seed))]
+    lines = [x if rng.random() < .97 else x[:len(x)//2] + (b'\n' if rng.random() < .5 else b'') for x in lines]
+    half = int(rng.integers(0, n)) if seed % 2 else 0
+    monkeypatch.setattr(sight, '_BLOCK', int(rng.integers(100, 20_000)))
+    if half:
+        path.write_bytes(b''.join(lines[:half]))
+        index(path)
+    path.write_bytes(b''.join(lines) + b'{"step": 1, "half'*(seed % 3))
+    keys, points = [*KEYS, 'eval/return', 'eval/return/max'], int(rng.integers(2, 120))
+    want, _ = columns(path, keys)
+    got = glance(path, keys, points)
+    at = np.searchsorted(want['step'], got.cols['step'])
+    for k in keys: np.testing.assert_array_equal(got.cols[k], want[k][at], err_msg=k)
+    assert (np.diff(at) > 0).all() and (not got.whole or len(at) == len(want['step'])) and columns(path, keys, got.end)[1] == got.end
+    rare = np.isfinite(want['eval/return']).sum()
+    assert np.isfinite(got.cols['eval/return']).sum() == rare if rare <= points else points/2 <= np.isfinite(got.cols['eval/return']).sum()
+    if not got.whole and half == 0 and points > 20:
+        where, span = np.r_[0, np.array(list(spread(path, 0, path.stat().st_size, points)))], path.stat().st_size/points
+        assert np.diff(where).max() <= span + 2*max(map(len, lines)) + 2
+
+
+def test_a_glance_at_a_file_that_is_cut_meanwhile(quick, monkeypatch):  # noqa: F811
+    "A resume cuts the file between the look at its size and the reading: fewer rows, no exception, none that do not stand there"
+    monkeypatch.setattr(sight, '_BLOCK', 1000)
+    path = write(quick/'r', 300)
+    whole, cut = path.read_bytes(), path.read_bytes().index(b'\n', 30_000) + 1
+    kept = sight._kept
+    def cutting(*args):
+        path.write_bytes(whole[:cut])
+        return kept(*args)
+    monkeypatch.setattr(sight, '_kept', cutting)
+    got, n = glance(path, KEYS, 50), whole[:cut].count(b'\n')
+    assert set(got.cols['step']) <= {40*(i + 1) for i in range(n)} and len(got.cols['step']) > 10 and got.end <= cut
+    path.write_bytes(b'')
+    assert holding(path, KEYS) == {k: [] for k in KEYS} and len(glance(path, KEYS).cols['step']) == 0
+
+
 def spent(f) -> float:
     then = time.process_time()
     f()
@@ -117,10 +161,11 @@ def spent(f) -> float:
 def million(folder, n: int) -> None:
     "CPU seconds, since the machines that run this are shared; the bars are those of the specification"
     path = write(folder, n)
+    glanced = spent(lambda: glance(path, [*KEYS, 'eval/return', 'episode/success']))
     first = spent(lambda: index(path))
     again, drawn = spent(lambda: columns(path, KEYS)), spent(lambda: curves(folder))
-    print(f'{n:,} rows, {path.stat().st_size/1e6:.0f} MB: kept in {first:.1f} s, then read in {again:.3f} s; pictures in {drawn:.2f} s')
-    assert again < 1 and drawn < 2
+    print(f'{n:,} rows, {path.stat().st_size/1e6:.0f} MB: a first glance in {glanced:.2f} s; kept in {first:.1f} s, then read in {again:.3f} s; pictures in {drawn:.2f} s')
+    assert glanced < 1 and again < 1 and drawn < 2
     got, end = columns(path, KEYS)
     assert len(got['step']) == n and end == path.stat().st_size
 

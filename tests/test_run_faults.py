@@ -1,6 +1,7 @@
 """What may happen to a run, row by row of the fault table (`test_fault_NN_…`), and what may be done to it (`test_attack_NN_…`).
 `python tools/faults.py` makes the table from these names. Lives are forked, so that SIGKILL is SIGKILL; the folders lie in memory."""
 import ast
+import ctypes
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -24,13 +26,15 @@ import pytest
 import rough
 from disks import Careless, Listing, Noting, Refusing, Window, build, power_cuts
 
+from rlnb.agents.base import agents
 from rlnb.core import io
 from rlnb.core.errors import BadInput, DiskError, Locked, NoCheckpoint, RlnbError
 from rlnb.core.io import Damaged, contained, disk, make_dir, read_json, using, write_json
-from rlnb.core.platform import is_locked
+from rlnb.core.platform import Lock, is_locked
 from rlnb.core.rows import Jsonl, read_jsonl
 from rlnb.core.text import slug
 from rlnb.core.yaml import load_yaml
+from rlnb.runs import state as state_page
 from rlnb.runs.ckpt import load_state, steps_saved
 from rlnb.runs.control import Inbox, send
 from rlnb.runs.events import Events, read_events
@@ -68,7 +72,7 @@ def child(act, log: Path) -> int:
         try:
             fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(fd, 1), os.dup2(fd, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')        # pytest has put others in their place
+            sys.stdout, sys.stderr = (os.fdopen(n, 'w', closefd=False) for n in (1, 2))     # pytest has put others in their place
             code = act() or 0
         except BaseException: traceback.print_exc()
         finally:
@@ -236,6 +240,118 @@ def test_fault_18_a_folder_that_can_not_be_written(quick):
 def test_fault_19_no_permission(quick):
     run = folder(quick)
     assert lived(run, Refusing(2, errno.EACCES, True)) == 74 and len(said(run)) == 1 and 'EACCES' in said(run)[0]
+
+
+# ---- memory and inodes
+def test_fault_10_killed_because_memory_ran_out(quick, monkeypatch):
+    "The system kills without a word, and counts. A reader says `lost` and why; the next life ends in the same bytes. (Here the count is a file of ours.)"
+    peace, run, counts = folder(quick, 'peace', 3_000), folder(quick, 'short', 3_000), quick/'vmstat'
+    assert lived(peace) == 0
+    monkeypatch.setattr(state_page, '_COUNTS', counts)
+    for kills, told in ((0, False), (1, True)):
+        counts.write_text('nr_free_pages 99\noom_kill 0\n')
+        pid = begun(run, before=lambda: slowly(.02))
+        until(lambda: run.phase == 'running' and run.state['step'] > 0 and 'oom' in run.state)
+        os.kill(pid, signal.SIGKILL)
+        counts.write_text(f'nr_free_pages 0\noom_kill {kills}\n')
+        assert ended(pid) == -signal.SIGKILL and run.phase == 'lost'
+        assert ('memory ran out' in run.state['error']['cause']) == told and '\n' not in run.state['error']['cause']
+    assert lived(run) == 0 and differences(peace, run) == [] and 'error' not in run.state
+
+
+def slowly(seconds: float) -> None:
+    "Each iteration of this life takes that much longer"
+    from rlnb.train.trainer import Trainer
+    one = Trainer.one_iter
+    def waiting(self):
+        one(self)
+        time.sleep(seconds)
+    Trainer.one_iter = waiting
+
+
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='the size of this process is not told')
+def test_fault_11_no_memory_for_a_snapshot(quick):
+    "The state has 100 MB, the process may have 24 MB more: the copy in memory fails and is done without, checkpoints are streamed, and nothing is different in the end"
+    words = dict(hidden=[2048, 2048], checkpoint_every=160, steps=384)
+    peace, run = folder(quick, 'peace', **words), folder(quick, 'short', **words)
+    code = f'import test_run_faults as t; raise SystemExit(t.short_of_memory({str(run.path)!r}, {str(quick/"seen.json")!r}))'
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))                 # afresh: a fork has what its parent let go
+    r = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0 and lived(peace) == 0, r.stderr[-2000:]
+    assert read_json(quick/'seen.json') == dict(copy=False) and differences(peace, run) == []
+    assert len([e for e in run.events if e['kind'] == 'checkpoint']) >= 3 and not [e for e in run.events if e['kind'] == 'unsaved']
+
+
+def short_of_memory(path: str, seen: str) -> int:
+    "A life whose memory may not grow from its fourth iteration on, and which tries to copy its state then"
+    from rlnb.train.save import Checkpoint
+    from rlnb.train.trainer import Trainer
+    one, copied = Trainer.one_iter, Checkpoint._copy
+    Checkpoint._copy = lambda self, t: None                        # an earlier copy would leave its memory to the next
+    threading.stack_size(1 << 18)
+    def less(self):
+        one(self)
+        if self.iter != 4: return
+        pages = int(Path('/proc/self/statm').read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages*resource.getpagesize() + (24 << 20), resource.RLIM_INFINITY))
+        saver = next(c for c in self.cbs.cbs if isinstance(c, Checkpoint))
+        copied(saver, self)
+        write_json(seen, dict(copy=saver.good is not None))
+    Trainer.one_iter = less
+    return worker.main([path, '--episodes', '0'])
+
+
+def small_disk(at: Path, inodes: int) -> bool:
+    "In this process and its children only: a file system in memory that has so many inodes. False where the system does not allow it"
+    libc = ctypes.CDLL(None, use_errno=True)
+    mine, other, none = 0x00020000, 0x10000000, (1 << 18) | (1 << 14)                # CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE | MS_REC
+    if libc.unshare(mine if os.geteuid() == 0 else mine | other): return False
+    return not libc.mount(b'none', b'/', None, none, None) and not libc.mount(b'tmpfs', str(at).encode(), b'tmpfs', 0, f'nr_inodes={inodes},size=64m'.encode())
+
+
+def take_inodes(folder_: Path) -> None:
+    "Make empty files until the file system has no room for one more"
+    for i in range(10**5):
+        try: (folder_/f'{i}').touch(exist_ok=False)
+        except OSError as e:
+            assert e.errno == errno.ENOSPC
+            return
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a mount of its own')
+def test_fault_15_no_inode_left(quick):
+    "As a full disk: for a while, and the run goes on by itself; for good, and it ends with 74, one line, and goes on when there is room"
+    peace = folder(quick, 'peace', 960)
+    assert lived(peace) == 0
+    def there():
+        if not small_disk(make_dir(quick/'few'), 400): return 42
+        filled, told = make_dir(quick/'few'/'filled'), {}
+        def full(until_: float):
+            def before():
+                from rlnb.train.trainer import Trainer
+                one = Trainer.one_iter
+                def filling(self):
+                    if self.iter == 6: take_inodes(filled)
+                    if self.iter == until_: empty()
+                    one(self)
+                Trainer.one_iter = filling
+            return before
+        def empty():
+            for f in filled.iterdir(): f.unlink()
+        for name, until_ in (('while', 11), ('good', float('inf'))):
+            run = folder(quick/'few', name, 960)
+            codes = [lived(run, before=full(until_))]
+            empty()
+            unsaved = [e['cause'] for e in run.events if e['kind'] == 'unsaved']
+            if codes[0]: codes.append(lived(run))
+            told[name] = dict(codes=codes, unsaved=unsaved, lines=len(said(run)), odd=differences(peace, run), log=(run.path/'log.txt').read_text()[-1500:])
+        write_json(quick/'told.json', told)
+    code = ended(child(there, quick/'log.txt'))
+    if code == 42: pytest.skip('no mount of its own is allowed here')
+    assert code == 0, (quick/'log.txt').read_text()
+    told = read_json(quick/'told.json')
+    assert told['while']['codes'] == [0] and 'ENOSPC' in told['while']['unsaved'][0] and set(told['while']['odd']) <= {'best'}, told['while']
+    assert told['good']['codes'] == [74, 0] and told['good']['lines'] == 1 and told['good']['odd'] == [], told['good']
 
 
 # ---- kills from outside
@@ -607,9 +723,50 @@ def test_fault_44_of_two_that_start_one_wins(quick):
 
 @pytest.mark.slow
 def test_fault_44_a_thousand_races(quick):
+    "`tools/races.py` does the same in slices, and writes the figure down"
     won = races(quick, 1_000)
     print(f'{won} of 1000 races had one winner')
     assert won == 1_000
+
+
+def test_fault_44_of_four_that_reach_for_the_lock_one_has_it(quick): assert lock_races(quick, 100) == 100
+
+
+def lock_races(root: Path, n: int, of: int = 4) -> int:
+    "Processes that reach for one lock in the same instant; in how many races exactly one of them had it"
+    good = 0
+    for i in range(n):
+        (told, tell), (gate, opened), at = os.pipe(), os.pipe(), time.monotonic() + .01
+        path = make_dir(root/f'lock-{i}')/'LOCK'
+        def reach(path=path, tell=tell, gate=gate, opened=opened, at=at):
+            os.close(opened)
+            while time.monotonic() < at: pass
+            try: mine = Lock(path)
+            except Locked: mine = None
+            os.write(tell, b'1' if mine else b'0')
+            os.read(gate, 1)                       # whoever has it keeps it until all have tried
+        pids = [child(reach, root/'log') for _ in range(of)]
+        answers = b''.join(os.read(told, 1) for _ in pids)
+        for fd in (opened, told, tell, gate): os.close(fd)
+        good += (answers.count(b'1'), [ended(p) for p in pids]) == (1, [0]*of)
+        shutil.rmtree(path.parent)
+    return good
+
+
+def worker_races(root: Path, n: int) -> int:
+    "Two workers as people start them, interpreter and all; the winner is asked to stop when the other one has been sent away"
+    good = 0
+    for i in range(n):
+        run = folder(root, f'worker-{i}', 10**6, env='rough:Slow')
+        words = [sys.executable, '-m', 'rlnb.train.worker', str(run.path), '--allow-import', 'rough', '--episodes', '0']
+        with open(run.path/'log.txt', 'w') as log: both = [subprocess.Popen(words, stdout=log, stderr=log) for _ in range(2)]
+        until(lambda both=both: any(p.poll() is not None for p in both), 60)
+        until(lambda run=run: run.phase == 'running', 60)
+        for p in both: p.terminate()
+        codes = sorted(p.wait(60) for p in both)
+        good += codes == [73, 75] and [e['kind'] for e in run.events].count('start') == 1 and 'is being written by pid' in said(run)[0]
+        shutil.rmtree(run.path)
+    return good
 
 
 def races(root: Path, n: int) -> int:
@@ -745,6 +902,33 @@ def test_fault_67_few_descriptors_no_home_odd_locale(quick):
     r = subprocess.run([sys.executable, '-m', 'rlnb.train.worker', str(run.path), '--episodes', '2'], env=env, capture_output=True, text=True, timeout=120,
                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
     assert r.returncode == 0, r.stderr[-500:]
+
+
+@pytest.fixture
+def plugin(quick, monkeypatch):
+    "An installed package that declares an agent, and whose module leaves a trace and then fails"
+    site = make_dir(quick/'site')
+    info = make_dir(site/'badplug-1.2.dist-info')
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: badplug\nVersion: 1.2\n')
+    (info/'entry_points.txt').write_text('[rlnb.agent]\nplanted = badplug:Agent\n')
+    (site/'badplug.py').write_text(f'open({str(quick/"canary")!r}, "w").close()\nimport torch_of_another_year\n')
+    monkeypatch.syspath_prepend(str(site))
+    yield quick/'canary'
+    sys.modules.pop('badplug', None)
+
+
+def test_attack_33_a_plugin_is_loaded_only_when_it_is_named(plugin, quick, monkeypatch):
+    assert 'planted' in agents and agents.meta('planted') == dict(package='badplug', version='1.2')
+    assert lived(folder(quick, steps=64)) == 0 and not plugin.exists()
+    monkeypatch.setenv('RLNB_NO_PLUGINS', '1')
+    assert 'planted' not in agents
+
+
+def test_fault_69_a_plugin_that_does_not_load(plugin, quick):
+    "Whoever asks for it gets one line that names it; nobody else notices"
+    with pytest.raises(BadInput) as e: folder(quick, 'bad', agent='planted')
+    assert 'badplug 1.2 is broken' in str(e.value) and 'torch_of_another_year' in str(e.value) and len(str(e.value).splitlines()) == 1
+    assert plugin.exists() and not (quick/'bad').exists() and lived(folder(quick, steps=64)) == 0
 
 
 def test_fault_04_killed_faster_than_the_interval(quick):
@@ -1110,7 +1294,7 @@ def test_rows_go_on_after_a_failed_sync(quick):
         def write(self, fd, data): noting.append(bytes(data)), super().write(fd, data)
     with using(Writes()): rows.sync()
     rows.close()
-    assert len(noting) == 2 and [r['step'] for r in read_jsonl(quick/'m.jsonl')[0]] == [1, 2, 3]
+    assert b''.join(noting).count(b'\n') == 2 and [r['step'] for r in read_jsonl(quick/'m.jsonl')[0]] == [1, 2, 3]
     assert rows.sha256 == io.digest(quick/'m.jsonl')[0].hexdigest()
 
 

@@ -1,5 +1,6 @@
-"""How long training waits for a checkpoint of 1, 10 and 100 MB, how long a life takes to go on from one, and how soon the first one is there:
-`python tools/pause.py` writes results/pause.json. The folder lies on the disk where --root is, not in memory; every fsync is a real one."""
+"""How long training waits for a checkpoint of 1, 10 and 100 MB, and for one beside a replay of 100,000 transitions, what the machinery of a run
+costs, how long a life takes to go on, and how soon the first checkpoint is there: `python tools/pause.py` writes results/pause.json. The folder
+lies on the disk where --root is, not in memory; every fsync is a real one."""
 import argparse
 import json
 import os
@@ -57,11 +58,30 @@ def pauses(root: Path, mb: int, n: int) -> dict:
                 fsync_p50=round(statistics.median(sync), 2), verify_and_load=round(resumed, 1))
 
 
+def replay(root: Path) -> dict:
+    "Saves of a run whose replay is full: each writes the rows that are new, and the rest of the state"
+    from rlnb.train import session
+    from rlnb.train.save import Checkpoint
+    run = session.folder_for(session.asked('dqn', 'rlnb/CartPole-v1', 140_000, False, num_envs=8, buffer_size=100_000, learning_starts=139_000,
+                                           checkpoint_every=2_000, train_every=8), root, 'replay')
+    took, saved = [], Checkpoint.saved
+    def timed(self, t, kind, *args, **kw):
+        then = time.perf_counter()
+        try: return saved(self, t, kind, *args, **kw)
+        finally: took.append((t.step, 1e3*(time.perf_counter() - then)))
+    Checkpoint.saved = timed
+    try: session.fit(run, None, 0)
+    finally: Checkpoint.saved = saved
+    full = [ms for step, ms in took if step >= 100_000]
+    return dict(transitions=100_000, new_rows_a_save=2_000, saves=len(full), p50=round(statistics.median(full), 1),
+                p95=round(quantile(full, .95), 1), bar=100)
+
+
 def overhead(root: Path) -> dict:
     "CPU seconds inside callbacks, the folder and the state of a run, over those of its process, imports left out"
     from rlnb.train import session
     out = {}
-    for name, words in dict(ppo=dict(agent='ppo', steps=300_000), a2c=dict(agent='a2c', steps=100_000)).items():
+    for name, words in dict(ppo=dict(agent='ppo', steps=300_000), a2c=dict(agent='a2c', steps=300_000)).items():
         run = session.folder_for(session.asked(env='rlnb/CartPole-v1', **words), root, name)
         cpu, spent = time.process_time(), []
         from rlnb.train.trainer import Trainer
@@ -113,7 +133,7 @@ def first_checkpoint(root: Path) -> dict:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--root', default=tempfile.gettempdir())
-    p.add_argument('--only', choices=['pause', 'overhead', 'first'])
+    p.add_argument('--only', choices=['pause', 'replay', 'overhead', 'first'])
     a = p.parse_args()
     file = ROOT/'results'/'pause.json'
     found = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
@@ -121,6 +141,7 @@ def main() -> int:
     found['machine'] = dict(python=platform.python_version(), system=platform.system(), cores=os.cpu_count(), load_at_start=load)
     with tempfile.TemporaryDirectory(dir=a.root) as d:
         if a.only in (None, 'pause'): found['pause_ms'] = [pauses(Path(d), mb, n) for mb, n in ((1, 60), (10, 40), (100, 16))]
+        if a.only in (None, 'replay'): found['replay_ms'] = replay(Path(d))
         if a.only in (None, 'overhead'): found['overhead'] = overhead(Path(d))
         if a.only in (None, 'first'): found['first'] = first_checkpoint(Path(d))
     found['command'] = 'python tools/pause.py'

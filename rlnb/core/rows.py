@@ -109,9 +109,12 @@ class Jsonl(Log):
     "A log of rows, one JSON object a line"
     def append(self, row: dict[str, Any]) -> int:
         "Append a row by one write; returns the new `offset`"
+        return self.write(self.line(row))
+    def line(self, row: dict[str, Any]) -> bytes:
+        "A row as it stands in the file"
         line = to_json(row).encode() + b'\n'
         if len(line) > _LINE: raise BadInput('row', f'{len(line)} bytes', f'a row of {shorten(self.path)} has at most {_LINE}')
-        return self.write(line)
+        return line
     def _keep(self, size: int) -> int:
         with open(self.path, 'rb') as f:
             f.seek(start := max(0, size - 2*_LINE))

@@ -34,15 +34,18 @@ class Callback:
         "Take it over"
 
 # %% ../../nbs/50_train/10_callback.ipynb #fbc780cd
+def _acts(c: Callback, moment: str) -> bool: return getattr(getattr(c, moment), '__func__', None) is not getattr(Callback, moment)
+
 class Callbacks:
     "Several callbacks, asked in order"
     def __init__(self, cbs: Any = ()):
-        self.cbs: list[Callback] = sorted(cbs, key=lambda c: c.order)
+        self.cbs: tuple[Callback, ...] = tuple(sorted(cbs, key=lambda c: c.order))
+        self.whom = {m: [c for c in self.cbs if _acts(c, m)] for m in ('before_fit', 'after_collect', 'after_learn', 'after_fit')}
 
     def __call__(self, moment: str, t: Any) -> None:
         "Ask everybody; the first CancelFit is raised after all were asked"
         cancel = None
-        for c in self.cbs:
+        for c in self.whom[moment]:
             try: getattr(c, moment)(t)
             except CancelFit as e: cancel = cancel or e
         if cancel: raise cancel

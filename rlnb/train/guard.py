@@ -125,8 +125,9 @@ class Guard(Callback):
         for k, v in d.items(): setattr(self, k, type(getattr(self, k))(v))
     def after_collect(self, t: Any) -> None:
         "The entropy of the policy that collected the first rollout"
+        if self.first: return
         logp = (getattr(t.buffer, 'np', None) or {}).get('logp')
-        if not self.first: self.first = dict(entropy=float(-logp.mean())) if logp is not None else dict(none=0.)
+        self.first = dict(entropy=float(-logp.mean())) if logp is not None else dict(none=0.)
 
 # %% ../../nbs/50_train/24_guard.ipynb #7fb9841f
 @patch
@@ -135,6 +136,7 @@ def after_learn(self: Guard, t: Any) -> None:
     for e in t.episodes: self._book(e['return'])
     due = t.iter <= _EVERY or t.step//_STEPS != t.begun//_STEPS      # short iterations are not all looked at
     fresh = due and t.metrics is not self.seen
+    if not fresh and not t.episodes: return
     if fresh: t.metrics = self.seen = fetch(t.metrics)
     look = fresh and (t.iter <= _EVERY or t.iter % _EVERY == 0)
     now = {k: float(o.vec.sum()) for k, o in t.agent.opts.items()} if look else {}

@@ -95,7 +95,7 @@ class Checkpoint(Callback):
 # %% ../../nbs/50_train/22_save.ipynb #6955559d
 @patch
 def _copy(self: Checkpoint, t: Any) -> None:
-    with suppress(DiskError):                     # the former copy stays
+    with suppress(DiskError, MemoryError):        # the former copy stays
         if finite(t.agent): self.good = freeze(t.state_dict(rows=False)), self.facts(t), t.buffer, t.buffer.written
     self.copied = time.monotonic()
 

@@ -124,7 +124,8 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     self.record, status = Record(), Status(self.state)
     self.saver = Checkpoint(keeper, self.events, found['checkpoint_every'], x.checkpoint_episodes, found['tier'], before=spent)
     self.control = Control(Inbox(self.run.path), self.events, status, self.saver, self.signals, self.deadline)
-    self.limit = Limit(x.max_episodes, x.wall, float('inf') if x.until_return is None else x.until_return, spent)
+    looked = x.eval_every and x.cost_limit is not None              # where cost has a limit, only a look can say that a return is good enough
+    self.limit = Limit(x.max_episodes, x.wall, float('inf') if x.until_return is None or looked else x.until_return, spent)
     cbs: list[Callback] = [self.record, Profile(), status, self.limit, self.control, self.saver, Guard(x.on_trouble), *self.cbs]
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver, limit=x.cost_limit)

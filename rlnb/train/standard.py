@@ -62,7 +62,9 @@ def look(self: Evaluate, t: Any) -> float:
         if len(xs): t.told[f'eval/{k}'] = dict(mean=float(xs.mean()), min=float(xs.min()), max=float(xs.max()), n=len(xs))
     mean, cost, self.looks = float(told['return'].mean()), told['cost'], self.looks + 1
     high = interval(cost)[1] if self.limit is not None and len(cost) else 0.
-    rank = [1., self.sign*mean] if self.limit is None or high <= self.limit else [0., -high]
+    fit = self.limit is None or high <= self.limit
+    rank = [1., self.sign*mean] if fit else [0., -high]
+    if self.limit is not None: t.told['eval/feasible'] = float(fit)
     if rank > self.best:
         self.best, self.best_step, self.score = rank, t.step, mean
         if self.saver: self.saver.ask('best')
@@ -99,9 +101,10 @@ class EarlyStop(Callback):
         if self.key not in t.told: return
         x = t.told[self.key]
         x = self.sign*(x['mean'] if isinstance(x, dict) else x)
-        if x > self.best + self.margin: self.best, self.waited = x, 0
-        elif t.ended >= self.least: self.waited += 1
-        if self.target is not None and x >= self.sign*self.target: raise Enough(f'{self.key} reached {self.sign*x:.1f}')
+        fit = bool(t.told.get('eval/feasible', 1.))
+        if fit and x > self.best + self.margin: self.best, self.waited = x, 0
+        elif t.ended >= self.least and self.best > -math.inf: self.waited += 1
+        if fit and self.target is not None and x >= self.sign*self.target: raise Enough(f'{self.key} reached {self.sign*x:.1f}')
         if self.patience and self.waited >= self.patience: raise Enough(f'no better {self.key} in {self.waited} looks')
 
 # %% ../../nbs/50_train/26_standard.ipynb #a3f843f4

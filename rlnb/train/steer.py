@@ -112,7 +112,7 @@ class Control(Callback):
         t.collector.stop = self.look
     def after_fit(self, t: Any) -> None: t.collector.stop = lambda: False
     def after_learn(self, t: Any) -> None:
-        self.again(t)
+        if self.waiting: self.again(t)
         if time.monotonic() - self.polled > self.every:            # a clock of its own: `look` has just been asked, all through the rollout
             self.polled = time.monotonic()
             for c in self.inbox.poll(): self.obey(t, c)

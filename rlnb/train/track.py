@@ -7,7 +7,7 @@ __all__ = ['summary', 'fetch', 'row_of', 'Rows', 'Record', 'spent', 'Profile', '
 
 # %% ../../nbs/50_train/20_track.ipynb #e0924c10
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
@@ -25,12 +25,11 @@ def summary(xs: list[float]) -> dict[str, float]:
 
 def fetch(metrics: dict[str, Any]) -> dict[str, float]:
     "Numbers of 0-d tensors, moved from the device at once"
-    if not metrics: return {}
-    import torch
-    tensors = {k: v for k, v in metrics.items() if isinstance(v, torch.Tensor)}
-    if all(v.device.type == 'cpu' for v in tensors.values()): return {k: v.item() if k in tensors else float(v) for k, v in metrics.items()}
-    got = dict(zip(tensors, torch.stack([t.detach().reshape(()).float() for t in tensors.values()]).tolist())) if tensors else {}
-    return {k: got[k] if k in got else float(v) for k, v in metrics.items()}
+    away = [k for k, v in metrics.items() if not getattr(v, 'is_cpu', True)]
+    if away:
+        import torch
+        metrics = metrics | dict(zip(away, torch.stack([metrics[k].detach().reshape(()).float() for k in away]).tolist()))
+    return {k: float(v) for k, v in metrics.items()}
 
 def row_of(t: Any) -> dict[str, Any]:
     "What an iteration was, under the house's metric names"
@@ -49,15 +48,18 @@ class Rows(Jsonl):
         self.written: list[dict[str, Any]] = []          # since the last sync
         super().__init__(*args, **kw)
         self.safe = self.offset, self._seen.copy()
-    def append(self, row: dict[str, Any]) -> int:
-        self.waiting.append(row)
+    def append(self, row: dict[str, Any]) -> int: return self.extend([row])
+    def extend(self, rows: Iterable[dict[str, Any]]) -> int:
+        "Append several"
+        self.waiting += rows
         with suppress(DiskError): self.flush()
         return self.offset
     def flush(self) -> None:
-        "Write what waits"
-        while self.waiting:
-            super().append(self.waiting[0])
-            self.written.append(self.waiting.pop(0))
+        "Write what waits, many rows by one write"
+        while some := self.waiting[:64]:
+            self.write(b''.join(map(self.line, some)))
+            self.written += some
+            del self.waiting[:64]
     def sync(self) -> int:
         if self._failed: self.rewind()
         self.flush()
@@ -87,8 +89,7 @@ class Record(Callback):
         if self.log: self.log.close()
     def flush(self) -> None:
         "Make the rows that wait"
-        if self.log:
-            for row in self.waiting: self.log.append(_row(*row))
+        if self.log: self.log.extend(_row(*row) for row in self.waiting)
         self.waiting, self.then = [], perf_counter()
     def sync(self) -> int:
         "All rows on the disk; how many bytes they are"
