@@ -161,3 +161,20 @@ def _ckpt(a: argparse.Namespace) -> dict[str, Any]:
                   c['sha256'][:12], c.get('cause', '')) for c in rows]
         out(table(cells, ['step', 'kind', 'size', 'state', '', 'seal', 'cause']) + (f"\ndeleted: {', '.join(map(str, gone))}" if gone else ''))
     return dict(checkpoints=rows, deleted=gone)
+
+# %% ../nbs/97_verbs.ipynb #fab7e8fe
+@command('train every cell of a grid that is not finished, several at a time', (('grid',), dict(help='a YAML file: fixed, vary and seeds')), ROOT,
+         (('--workers',), dict(type=int, default=0, help='at a time; 0: one a processor')),
+         (('--episodes',), dict(type=int, default=100, help='that each trained agent plays at its end')),
+         (('--allow-import',), dict(action='append', default=[], metavar='MODULE', help="a module that a world's name may import")))
+def _batch(a: argparse.Namespace) -> dict[str, Any]:
+    "Resumable: what is finished stays finished, what fails fails alone"
+    from rlnb.flow.batch import batch
+    from rlnb.flow.grid import BadGrid, cells_of, load_grid
+    try: cells = cells_of(load_grid(a.grid), allow=a.allow_import)
+    except BadGrid as e:
+        for fault in e.faults[:-1]: sys.stderr.write(f'rlnb: {ascii_safe(str(fault))}\n')
+        raise e.faults[-1] from None
+    done = batch(cells, a.root, a.workers, a.episodes, told=(lambda line: None) if a.json else None)
+    if not a.json: out(done)
+    return done.to_dict() | dict(_code=done.code)
