@@ -175,6 +175,26 @@ def _batch(a: argparse.Namespace) -> dict[str, Any]:
     except BadGrid as e:
         for fault in e.faults[:-1]: sys.stderr.write(f'rlnb: {ascii_safe(str(fault))}\n')
         raise e.faults[-1] from None
-    done = batch(cells, a.root, a.workers, a.episodes, told=(lambda line: None) if a.json else None)
+    done = batch(cells, a.root, a.workers, a.episodes, allow=a.allow_import, told=(lambda line: None) if a.json else None)
     if not a.json: out(done)
     return done.to_dict() | dict(_code=done.code)
+
+# %% ../nbs/97_verbs.ipynb #8b87b274
+@command('push a notebook to Kaggle, chain sessions, upload wheels, submit a file; shown only, unless --go',
+         (('what',), dict(choices=('push', 'chain', 'data', 'submit'), help='a session, a chain of them, a dataset of wheels, or a submission')),
+         (('file',), dict(nargs='?', default='', help='the notebook, the source of the wheels, or the file to submit')),
+         (('--id',), dict(default='', metavar='OWNER/SLUG', help='of the notebook or dataset')),
+         (('--folder',), dict(default='', help='where the files for it are written')),
+         (('--data',), dict(action='append', default=[], metavar='OWNER/DATASET', help='attach a dataset')),
+         (('--gpu',), dict(default='', metavar='MACHINE', help='NvidiaTeslaT4Highmem for example')),
+         (('--internet',), dict(action='store_true', help='give it the network')),
+         (('--seconds',), dict(type=int, default=0, help='limit of a session')), (('--rounds',), dict(type=int, default=4, help='sessions at most')),
+         (('--competition',), dict(default='', metavar='SLUG', help='where a submission goes')),
+         (('--sample',), dict(default='', metavar='CSV', help='the sample that a submission must resemble')),
+         (('--message',), dict(default='', help='of a submission, or of a new version of a dataset')),
+         (('--go',), dict(action='store_true', help='do it')),
+         (('--confirm',), dict(default='', metavar='SLUG', help='the competition once more: submit')))
+def _kaggle(a: argparse.Namespace) -> dict[str, Any]:
+    "Through Kaggle's own command line"
+    from rlnb.flow import kaggle, submit
+    return submit.typed(a) if a.what == 'submit' else kaggle.typed(a)
