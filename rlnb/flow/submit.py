@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['faults_of', 'write_table', 'policy_of', 'export_agent', 'play_packed', 'submit', 'typed']
 
-# %% ../../nbs/70_flow/70_submit.ipynb #f71f70cc
+# %% ../../nbs/70_flow/70_submit.ipynb #e377140d
 import argparse
 import csv
 import gzip
@@ -33,7 +33,7 @@ from ..runs.run import Run
 from ..runs.state import now
 from ..train.track import say
 
-# %% ../../nbs/70_flow/70_submit.ipynb #5241e2bb
+# %% ../../nbs/70_flow/70_submit.ipynb #1c863d01
 def _rows(file: str | Path) -> list[list[str]]:
     "The rows of a CSV file, its header first"
     with open_regular(file) as f: text = f.read().decode('utf-8-sig', 'replace')
@@ -64,7 +64,7 @@ def faults_of(file: str | Path, sample: str | Path) -> list[str]:
         if bad: out.append(f'{plain(name)}: {rows[bad[0]][k]!r:.40} in line {bad[0] + 2}' + f' ({len(bad)} such lines)'*(len(bad) > 1))
     return out
 
-# %% ../../nbs/70_flow/70_submit.ipynb #a5b1c855
+# %% ../../nbs/70_flow/70_submit.ipynb #214c4747
 def write_table(file: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     "Write a CSV file"
     text = stdio.StringIO(newline='')
@@ -72,7 +72,7 @@ def write_table(file: str | Path, header: Sequence[str], rows: Iterable[Sequence
     write_bytes(file, text.getvalue().encode())
     return Path(file)
 
-# %% ../../nbs/70_flow/70_submit.ipynb #3edfc488
+# %% ../../nbs/70_flow/70_submit.ipynb #e568fed5
 _ACTS = dict(Tanh='tanh', ReLU='relu', ELU='elu', SiLU='silu')
 
 def _plain(net: Any) -> tuple[list[np.ndarray], list[str]]:
@@ -96,7 +96,7 @@ def policy_of(agent: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if norm := agent.norms.get('obs'): found |= dict(mean=np.asarray(norm.mean), scale=1/np.sqrt(np.asarray(norm.var) + 1e-8))
     return found, dict(between=between, head=head, size=1 if discrete else int(shape[0]))
 
-# %% ../../nbs/70_flow/70_submit.ipynb #95eb9818
+# %% ../../nbs/70_flow/70_submit.ipynb #78ad05a6
 _MAIN = '''"A policy that rlnb trained: numpy, and the files beside this one"
 import json
 import os
@@ -135,7 +135,7 @@ def agent(obs, config=None):
     return action(policy(features(obs, config)), obs, config)
 '''
 
-# %% ../../nbs/70_flow/70_submit.ipynb #02a9d962
+# %% ../../nbs/70_flow/70_submit.ipynb #a9ed630f
 def _packed(files: dict[str, bytes]) -> bytes:
     "A tar.gz, the same bytes for the same files"
     raw, out = stdio.BytesIO(), stdio.BytesIO()
@@ -170,7 +170,7 @@ def _some(space: Any) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.normal(0, 1, (64, *space.shape)).clip(np.maximum(space.low, -10), np.minimum(space.high, 10))
 
-# %% ../../nbs/70_flow/70_submit.ipynb #ae62cb4e
+# %% ../../nbs/70_flow/70_submit.ipynb #d232c35c
 _PROBE = '''
 import json, os, sys, time
 job = json.load(open('job.json'))
@@ -195,6 +195,8 @@ for obs in job['observations']:
     slowest = max(slowest, time.perf_counter() - then)
 print(json.dumps(dict(actions=actions, slowest=slowest)))
 '''
+
+# %% ../../nbs/70_flow/70_submit.ipynb #9e65fecc
 _LIMIT = 100 << 20
 
 def play_packed(archive: str | Path | bytes, observations: Sequence[Any], config: Any = None, timeout: float = 120.) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
     if 'main.py' not in files: raise BadInput('archive', 'there is no main.py at its top')
     return files
 
-# %% ../../nbs/70_flow/70_submit.ipynb #b7263af7
+# %% ../../nbs/70_flow/70_submit.ipynb #c91cc2b0
 def submit(file: str | Path, competition: str, message: str = '', sample: str | Path = '', confirm: str = '',
            observations: Sequence[Any] = (), told: Callable[[str], Any] = say) -> dict[str, Any]:
     "Check a submission; upload it if `confirm` is the competition's name"
@@ -247,7 +249,7 @@ def submit(file: str | Path, competition: str, message: str = '', sample: str | 
         book.sync()
     return row
 
-# %% ../../nbs/70_flow/70_submit.ipynb #57c862c2
+# %% ../../nbs/70_flow/70_submit.ipynb #6771b827
 def typed(a: argparse.Namespace) -> dict[str, Any]:
     "`rlnb kaggle submit FILE --competition SLUG`; a run's folder is exported first"
     file = Path(a.file)
