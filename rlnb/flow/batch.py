@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_cell', 'row', 'Outcome', 'cores', 'Batch', 'bar', 'watched', 'Teller', 'batch']
 
-# %% ../../nbs/70_flow/50_batch.ipynb #5c18f51a
+# %% ../../nbs/70_flow/50_batch.ipynb #1752d099
 import os
 import sys
 import time
@@ -30,7 +30,7 @@ from ..train.session import deadline_of, folder_for
 from ..train.steer import Signals
 from ..train.track import say
 
-# %% ../../nbs/70_flow/50_batch.ipynb #f76c0574
+# %% ../../nbs/70_flow/50_batch.ipynb #0fa0fbe5
 def find_cell(cell: Cell, root: str | Path) -> Run | None:
     "The run of a cell, if it was begun"
     path = Path(root)/cell.name
@@ -59,7 +59,7 @@ def row(cell: Cell, root: str | Path) -> dict[str, Any]:
     if isinstance(error, dict): facts |= dict(code=error.get('code', 70), cause=plain(error.get('cause', ''))[:300])
     return facts
 
-# %% ../../nbs/70_flow/50_batch.ipynb #7aa23587
+# %% ../../nbs/70_flow/50_batch.ipynb #ebe2ca15
 class Outcome:
     "What a batch has come to: `rows`, a cell each, and `groups`"
     def __init__(self, rows: list[dict[str, Any]]): self.rows = rows
@@ -95,29 +95,25 @@ class Outcome:
 
 def _digits(x: float | None) -> str: return '' if x is None else f'{x:.1f}'
 
-# %% ../../nbs/70_flow/50_batch.ipynb #222a8a37
+# %% ../../nbs/70_flow/50_batch.ipynb #4bcf24c8
 def cores() -> int:
     "Processors that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 class Batch:
-    "Cells that wait, cells that train, and why a cell could not begin"
+    "Cells that wait, cells that train, and what is known of each"
     fill: Callable[[], None]; look: Callable[[], None]; stop: Callable[[], None]; line: Callable[[], str]; _begin: Callable[[Cell], None]
 
     def __init__(self, cells: list[Cell], root: str | Path = 'runs', workers: int = 0, episodes: int = 100, allow: Iterable[str] = ()):
         if workers < 0: raise BadInput('workers', f'{workers}', 'at least 1, or 0 for one a processor')
         self.cells, self.root, self.workers, self.episodes, self.allow = cells, Path(root), workers or cores(), episodes, list(allow)
-        self.refused: dict[str, dict[str, Any]] = {}
-        self.live: dict[str, Run] = {}
-        self.began = time.monotonic()
-        found = {c.name: row(c, root) for c in cells}
-        self.waiting = [c for c in cells if found[c.name]['phase'] not in ('finished', *LIVE)]
-        for c in cells:
-            if found[c.name]['phase'] in LIVE: self.live[c.name] = Run(self.root/c.name)
-        self.ended = {n: r for n, r in found.items() if r['phase'] == 'finished'}
-        self.behind = sum(r['step'] for r in found.values())
+        self.rows = {c.name: row(c, root) for c in cells}
+        self.live = {n: Run(self.root/n) for n, r in self.rows.items() if r['phase'] in LIVE}
+        self.waiting = [c for c in cells if self.rows[c.name]['phase'] not in ('finished', *LIVE)]
+        self.ended = {n for n, r in self.rows.items() if r['phase'] == 'finished'}
+        self.began, self.behind = time.monotonic(), sum(r['step'] for r in self.rows.values())
 
-# %% ../../nbs/70_flow/50_batch.ipynb #3bdb834f
+# %% ../../nbs/70_flow/50_batch.ipynb #65b1a51f
 @patch
 def fill(self: Batch) -> None:
     "Send workers to the cells that wait, while there are seats"
@@ -125,7 +121,8 @@ def fill(self: Batch) -> None:
         cell = self.waiting.pop(0)
         try: self._begin(cell)
         except Exception as e:                  # noqa: BLE001  a full disk, a damaged folder: this cell's trouble, and no other's
-            self.ended[cell.name] = self.refused[cell.name] = dict(phase='failed', code=exit_code(e), cause=_said(e))
+            self.rows[cell.name] |= dict(phase='failed', code=exit_code(e), cause=_said(e))
+            self.ended.add(cell.name)
 
 @patch
 def _begin(self: Batch, cell: Cell) -> None:
@@ -141,9 +138,10 @@ def _begin(self: Batch, cell: Cell) -> None:
 def look(self: Batch) -> None:
     "Whose worker has ended?"
     for cell in [c for c in self.cells if c.name in self.live]:
-        if (now := row(cell, self.root))['phase'] not in LIVE:
-            self.ended[cell.name] = now
-            del self.live[cell.name]
+        self.rows[cell.name] = row(cell, self.root)
+        if self.rows[cell.name]['phase'] in LIVE: continue
+        self.ended.add(cell.name)
+        del self.live[cell.name]
 
 @patch
 def stop(self: Batch) -> None:
@@ -152,7 +150,7 @@ def stop(self: Batch) -> None:
     for run in self.live.values():
         with suppress(RlnbError): run.stop()
 
-# %% ../../nbs/70_flow/50_batch.ipynb #196f05b6
+# %% ../../nbs/70_flow/50_batch.ipynb #a34e46f3
 def bar(part: float, width: int = 20) -> str:
     "A share from 0 to 1 as a bar"
     n = int(width*min(max(part, 0.), 1.))
@@ -161,7 +159,7 @@ def bar(part: float, width: int = 20) -> str:
 @patch
 def line(self: Batch) -> str:
     "Progress in a line"
-    rows = [{**row(c, self.root), **self.refused.get(c.name, {})} for c in self.cells]
+    rows = list(self.rows.values())
     total, done = sum(r['total'] for r in rows), sum(r['total'] if r['phase'] == 'finished' else r['step'] for r in rows)
     bad = sum(r['phase'] in ('failed', 'lost') and r['run'] in self.ended for r in rows)
     left = sum(r['total'] - r['step'] for r in rows if r['run'] not in self.ended)
@@ -170,7 +168,7 @@ def line(self: Batch) -> str:
     words += [f'{bad} failed']*bool(bad) + [f'{duration(left/max(speed, 1e-9))} left']*bool(speed and self.live)
     return f'{bar(done/max(total, 1))} {100*done/max(total, 1):3.0f} %  ' + ', '.join(words)
 
-# %% ../../nbs/70_flow/50_batch.ipynb #c2e18c15
+# %% ../../nbs/70_flow/50_batch.ipynb #f2db3037
 def watched(environ: Mapping[str, str] = os.environ) -> bool:
     "Is somebody likely to look at this process's output as it comes?"
     if said := environ.get('RLNB_BATCH', ''): return said in ('0', 'no', 'false')
@@ -192,7 +190,7 @@ class Teller:
         sys.stdout.write('\r' + ascii_safe(text, sys.stdout.encoding or 'utf-8').ljust(100) + '\n'*now)
         sys.stdout.flush()
 
-# %% ../../nbs/70_flow/50_batch.ipynb #09709d01
+# %% ../../nbs/70_flow/50_batch.ipynb #f327f210
 def batch(grid: Any,                       # a file, what a file says, or cells
           root: str | Path = 'runs',
           workers: int = 0,                # at a time; 0: one a processor
@@ -215,4 +213,4 @@ def batch(grid: Any,                       # a file, what a file says, or cells
             time.sleep(.1)
             b.look()
         teller.tell(b.line(), now=True)
-    return Outcome([{**row(c, root), **b.refused.get(c.name, {})} for c in cells])
+    return Outcome(list(b.rows.values()))
