@@ -181,7 +181,7 @@ def test_a_cell_that_fails_fails_alone(planted):
     assert {k for k in before if before[k] == after[k]} == {x['run'] for x in rows if 'CartPole' in x['env']}
 
 
-GRID = dict(fixed=SMALL | dict(steps=12_000), vary=dict(how=[{'agent': 'ppo', 'agent.minibatch': 32}, {'agent': 'a2c'}]), seeds='0-1')
+GRID = dict(fixed=SMALL | {'steps': 10_000, 'agent.minibatch': 32}, seeds='0-2')
 
 
 @pytest.fixture(scope='module')
@@ -196,11 +196,11 @@ def peace(tmp_path_factory):
 
 @POSIX
 def test_a_killed_batch_goes_on(peace, tmp_path):
-    "Batch and workers killed at five instants; then let to its end: the same bytes in the same folders, none twice"
+    "Batch and workers killed at four instants; then let to its end: the same bytes in the same folders, none twice"
     file, want = peace
-    root, rng, resumed = tmp_path / 'runs', random.Random(7), 0
+    root, rng = tmp_path / 'runs', random.Random(7)
     words = [*CLI, 'batch', file, '--root', root, '--workers', 2, '--episodes', 2]
-    for _ in range(5):
+    for _ in range(4):
         p = started(*words)
         until(lambda p=p: workers(root) or p.poll() is not None, 30)
         time.sleep(rng.uniform(0, 4))
@@ -209,7 +209,7 @@ def test_a_killed_batch_goes_on(peace, tmp_path):
     assert r.returncode == 0, r.stdout + r.stderr
     assert bytes_of(root) == want
     resumed = sum(e['kind'] == 'resume' for x in runs(root) for e in x.events)
-    assert resumed > 0 and len(runs(root)) == 4
+    assert resumed > 0 and len(runs(root)) == 3
 
 
 @POSIX

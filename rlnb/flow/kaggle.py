@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'T4X2', 'FLAG', 'slug_of', 'Kernel', 'Plan', 'call', 'push_plan', 'status', 'fetch', 'twin', 'chain',
-           'data_plan', 'worker_words', 'typed']
+           'data_plan', 'run_plan', 'worker_words', 'typed']
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #f5fdbac3
+# %% ../../nbs/70_flow/60_kaggle.ipynb #9253754c
 import argparse
 import re
 import shlex
@@ -21,11 +21,12 @@ from typing import Any
 from ..core.config import Config, param
 from ..core.errors import BadInput, Crash, MissingExtra, did_you_mean, plain
 from ..core.io import from_json, make_dir, read_bytes, read_json, to_json, write_bytes, write_json
-from ..core.platform import run_process
+from ..core.platform import is_locked, run_process
 from ..core.text import redact, si
+from ..runs.run import Run
 from ..train.track import say
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #9965adfc
+# %% ../../nbs/70_flow/60_kaggle.ipynb #b083f722
 MACHINES = ['NvidiaTeslaT4', 'NvidiaTeslaT4Highmem', 'NvidiaTeslaA100', 'NvidiaL4', 'NvidiaL4X1', 'NvidiaH100', 'NvidiaRtxPro6000',
             'TpuV5E8', 'TpuV6E8']
 T4X2 = 'NvidiaTeslaT4Highmem'       # two T4 in one machine
@@ -42,7 +43,7 @@ def slug_of(title: str) -> str:
     "The slug that Kaggle gives a title: in lower case, with dashes"
     return re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #45225c44
+# %% ../../nbs/70_flow/60_kaggle.ipynb #18d5026b
 @dataclass(frozen=True)
 class Kernel(Config):
     "What kernel-metadata.json says"
@@ -80,7 +81,7 @@ class Kernel(Config):
         d = {k: str(v).lower() if isinstance(v, bool) else v for k, v in self.to_dict().items()}
         return d | dict(language='python', kernel_type='notebook' if self.code_file.endswith('.ipynb') else 'script')
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #b5266db2
+# %% ../../nbs/70_flow/60_kaggle.ipynb #ee663346
 class Plan:
     "Files to write and commands to run, in this order"
     def __init__(self, files: Mapping[Path, bytes], commands: Iterable[Iterable[str | Path]]):
@@ -107,7 +108,7 @@ def call(words: list[str], timeout: float = 600.) -> str:
     if bad: raise Crash(f'kaggle: {plain(redact(bad[0].strip()))[:300]}')
     return said
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #1b692c6d
+# %% ../../nbs/70_flow/60_kaggle.ipynb #e18845fc
 def push_plan(kernel: Kernel, notebook: str | Path, folder: str | Path,
               seconds: int = 0,             # the session's limit; 0: Kaggle's own
               ) -> Plan:
@@ -121,7 +122,7 @@ def push_plan(kernel: Kernel, notebook: str | Path, folder: str | Path,
     more = [*(['--accelerator', kernel.machine_shape] if kernel.machine_shape else []), *(['-t', str(seconds)] if seconds else [])]
     return Plan(files, [['kaggle', 'kernels', 'push', '-p', folder, *more]])
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #933a1e95
+# %% ../../nbs/70_flow/60_kaggle.ipynb #40b2f829
 _PHASE = re.compile(r'has status "(?:\w+\.)?(\w+)"')
 
 def status(id: str) -> str:
@@ -135,7 +136,7 @@ def fetch(id: str, to: str | Path) -> Path:
     call(['kaggle', 'kernels', 'output', id, '-p', str(make_dir(to)), '-o'], 3600.)
     return Path(to)
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #3acd06c6
+# %% ../../nbs/70_flow/60_kaggle.ipynb #2820076e
 def twin(kernel: Kernel) -> Kernel:
     "The other one of two notebooks that take turns"
     return replace(kernel, id=f'{kernel.id}-b', title=f'{kernel.title} b')
@@ -155,7 +156,7 @@ def _wait(id: str, every: float, sleep: Callable[[float], Any], told: Callable[[
             raise Crash(f'{id} ended with {phase}: its log is on https://www.kaggle.com/code/{id}')
         sleep(every)
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #be5ad4ca
+# %% ../../nbs/70_flow/60_kaggle.ipynb #bbf09898
 FLAG = 'RESUME_NEEDED'       # what a session leaves that was stopped before its end
 
 def chain(kernel: Kernel, notebook: str | Path, folder: str | Path,
@@ -186,36 +187,47 @@ def chain(kernel: Kernel, notebook: str | Path, folder: str | Path,
         write_json(book, ledger)
     return ledger
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #9f6b2435
+# %% ../../nbs/70_flow/60_kaggle.ipynb #ab9841a8
+def _dataset(id: str, folder: Path, message: str, *more: str) -> tuple[dict[Path, bytes], list[str | Path]]:
+    "The file that makes a folder a dataset, and the command that uploads it"
+    slug = id.partition('/')[2]
+    if not _OWNED.fullmatch(id): raise BadInput('id', _short(id), 'owner/slug: letters, digits and dashes')
+    if not 3 <= len(slug) <= 50: raise BadInput('id', f'a slug of {len(slug)} characters', '3 to 50')
+    title = slug.replace('-', ' ') if len(slug) >= 6 else f'{slug} files'
+    meta = to_json(dict(title=title, id=id, licenses=[dict(name='apache-2.0')]), pretty=True) + '\n'
+    what: list[str | Path] = ['version', '-p', folder, '-m', message] if message else ['create', '-p', folder]
+    return {folder/'dataset-metadata.json': meta.encode()}, ['kaggle', 'datasets', *what, *more]
+
 def data_plan(id: str, folder: str | Path,
               source: str = '.',                         # what pip makes the wheel of: a checkout, or 'rlnb'
               also: Iterable[str] = ('fastcore', 'safetensors'),      # what else Kaggle's machines may lack
               message: str = '') -> Plan:                # of a further version; empty: the first upload
     "Wheels as a dataset"
-    if not _OWNED.fullmatch(id): raise BadInput('id', _short(id), 'owner/slug: letters, digits and dashes')
-    folder, slug = Path(folder), id.partition('/')[2]
-    if not 3 <= len(slug) <= 50: raise BadInput('id', f'a slug of {len(slug)} characters', '3 to 50')
-    title = slug.replace('-', ' ') if len(slug) >= 6 else f'{slug} wheels'
-    meta = dict(title=title[:50], id=id, licenses=[dict(name='apache-2.0')])
-    pip = [sys.executable, '-m', 'pip']
-    up: list[str | Path] = ['version', '-p', folder, '-m', message] if message else ['create', '-p', folder]
-    return Plan({folder/'dataset-metadata.json': (to_json(meta, pretty=True) + '\n').encode()},
-                [[*pip, 'wheel', '-q', '--no-deps', '-w', folder, source], [*pip, 'download', '-q', '--no-deps', '-d', folder, *also],
-                 ['kaggle', 'datasets', *up]])
+    files, up = _dataset(id, Path(folder), message)
+    pip: list[str | Path] = [sys.executable, '-m', 'pip']
+    return Plan(files, [[*pip, 'wheel', '-q', '--no-deps', '-w', folder, source], [*pip, 'download', '-q', '--no-deps', '-d', folder, *also], up])
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #8fa1c1c8
+# %% ../../nbs/70_flow/60_kaggle.ipynb #6594f353
+def run_plan(id: str, run: Run, message: str = '') -> Plan:
+    "A run's folder as a dataset"
+    if is_locked(run.path/'LOCK'): raise BadInput('run', f'{run.name} is being trained', 'a run that stands still: rlnb stop RUN')
+    files, up = _dataset(id, run.path, message, '-r', 'zip')
+    return Plan(files, [up])
+
+# %% ../../nbs/70_flow/60_kaggle.ipynb #ef34f749
 def worker_words(run: str | Path, gpus: int = 1) -> list[str]:
     "The command that trains a run, on several devices if asked"
     if gpus < 1: raise BadInput('gpus', f'{gpus}', 'at least 1')
     many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}'] if gpus > 1 else []
     return [sys.executable, *many, '-m', 'rlnb.train.worker', str(run)]
 
-# %% ../../nbs/70_flow/60_kaggle.ipynb #19c1577c
+# %% ../../nbs/70_flow/60_kaggle.ipynb #2880bb86
 def typed(a: argparse.Namespace) -> dict[str, Any]:
     "`rlnb kaggle push`, `chain` and `data`; shown only, unless `--go`"
     folder = a.folder or f'kaggle-{a.id.rpartition("/")[2]}'
     if a.what == 'data':
-        plan = data_plan(a.id, folder, a.file or '.', message=a.message)
+        whole = a.file and (Path(a.file)/'config.json').is_file()
+        plan = run_plan(a.id, Run(a.file), a.message) if whole else data_plan(a.id, folder, a.file or '.', message=a.message)
     else:
         file = Path(a.file)
         kernel = Kernel(id=a.id, code_file=re.sub(r'[^\w.-]', '-', file.name), enable_gpu=bool(a.gpu), machine_shape=a.gpu,
