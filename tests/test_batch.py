@@ -19,7 +19,7 @@ from rlnb.cli import main
 from rlnb.core.errors import BadInput
 from rlnb.core.io import read_json
 from rlnb.core.platform import alive, is_locked
-from rlnb.flow.grid import BadGrid, cells_of, points, seed_list
+from rlnb.flow.grid import BadGrid, cells_of, fields_of, points, seed_list
 from rlnb.runs.run import runs
 
 POSIX = pytest.mark.skipif(os.name != 'posix', reason='signals')
@@ -68,6 +68,11 @@ def bytes_of(root: Path) -> dict[str, bytes]:
         last = max((r.path / 'ckpt').iterdir())
         for f in (r.path / 'metrics.jsonl', last / 'state.json', last / 'arrays.safetensors'): out[f'{r.name}/{f.name}'] = f.read_bytes()
     return out
+
+
+def saved(root: Path) -> int:
+    "Steps that the newest checkpoints of all runs hold"
+    return sum(max((int(d.name) for d in r.glob('ckpt/0*')), default=0) for r in root.glob('*/'))
 
 
 def until(true, seconds: float = 60) -> bool:
@@ -200,10 +205,10 @@ def test_a_killed_batch_goes_on(peace, tmp_path):
     file, want = peace
     root, rng = tmp_path / 'runs', random.Random(7)
     words = [*CLI, 'batch', file, '--root', root, '--workers', 2, '--episodes', 2]
-    for _ in range(4):
-        p = started(*words)
-        until(lambda p=p: workers(root) or p.poll() is not None, 30)
-        time.sleep(rng.uniform(0, 4))
+    for k in range(4):                                                # one while the workers still begin, three when one of them has saved again
+        p, goal = started(*words), saved(root) + 1000*k
+        until(lambda p=p, k=k, goal=goal: p.poll() is not None or (workers(root) if k == 0 else saved(root) > goal))
+        time.sleep(rng.uniform(0, .2))
         shot(p, root)
     r = rlnb(*words[2:], '--json')
     assert r.returncode == 0, r.stdout + r.stderr
@@ -282,21 +287,27 @@ def test_parameters_are_typed_and_explained():
 HOSTILE = ["__import__('os').system('touch {}')", '{{}}\nopen(r"{}", "w")', '"); open(r"{}", "w") #', '!!python/object/apply:os.system ["touch {}"]']
 
 
-@pytest.mark.parametrize('name', ['agent', 'env', 'settings', 'seeds'])
-def test_a_text_stays_a_text(name, tmp_path):
-    "Whatever stands after -p is read, never evaluated: refused in a line that names the field, nothing written"
+@pytest.mark.parametrize('name', ['agent', 'env', 'settings', 'seeds', 'agent.lr', 'env_kw', 'steps'])
+@pytest.mark.parametrize('text', HOSTILE)
+def test_a_text_stays_a_text(name, text, tmp_path, monkeypatch):
+    "Whatever stands in a field is read, never evaluated: refused in lines, of which one names the field"
+    monkeypatch.chdir(tmp_path)
+    text = text.format(tmp_path / 'evaluated')
+    with pytest.raises(BadGrid) as e:
+        cells_of(dict(fixed={'agent': 'ppo'} | (fields_of(text) if name == 'settings' else {} if name == 'seeds' else {name: text}), seeds=text if name == 'seeds' else 0))
+    assert any(s.startswith(name) for s in e.value.lines()) and all('\n' not in s for s in e.value.lines()) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['agent', 'settings'])
+def test_a_bad_parameter_ends_the_page_in_a_line_each(name, tmp_path):
+    "After -p stands code, and a number that can't be: papermill ends with 1, the page shows lines and no traceback, nothing is written"
     mark = tmp_path / 'evaluated'
-    text = random.Random(name).choice(HOSTILE).format(mark)
-    r = subprocess.run([sys.executable, *papermill(tmp_path / 'out.ipynb', tmp_path / 'runs', '-p', name, text, '-p', 'steps', '0')],
-                       capture_output=True, text=True, env=env(), timeout=120, cwd=tmp_path)
+    r = subprocess.run([sys.executable, *papermill(tmp_path / 'out.ipynb', tmp_path / 'runs', '-p', name, HOSTILE[0].format(mark), '-p', 'steps', '0')],
+                       capture_output=True, text=True, env=env(), timeout=240, cwd=tmp_path)
     assert r.returncode == 1 and not mark.exists() and not (tmp_path / 'runs').exists()
-    red = [o for c in executed(tmp_path / 'out.ipynb') for o in c['outputs'] if o['output_type'] == 'error']
-    assert len(red) == 1
-    if red[0]['ename'] == 'BadGrid':
-        said = [s.split(':')[0] for s in red[0]['traceback']]
-        assert said[-1] == 'steps' or name == 'settings', red[0]['traceback']
-        assert len(said) == 2 and all('Traceback' not in s and '\n' not in s for s in red[0]['traceback'])
-    else: assert red[0]['ename'] == 'BadInput' and red[0]['evalue'].startswith('settings'), red[0]['evalue']
+    [red] = [o for c in executed(tmp_path / 'out.ipynb') for o in c['outputs'] if o['output_type'] == 'error']
+    said = [s.split(':')[0] for s in red['traceback']]
+    assert red['ename'] == 'BadGrid' and said == (['agent', 'steps'] if name == 'agent' else ['settings']), red
 
 
 @POSIX
@@ -308,8 +319,8 @@ def test_a_killed_page_ends_with_the_same_bytes(tmp_path):
     root, out, lives = tmp_path / 'hard', tmp_path / 'hard.ipynb', 0
     for k in range(3):
         p = started(*papermill(out, root, *words))
-        goal = max((int(d.name) for d in root.glob('*/ckpt/0*')), default=0) + 512*k
-        until(lambda p=p, goal=goal: max((int(d.name) for d in root.glob('*/ckpt/0*')), default=0) > goal or p.poll() is not None)
+        goal = saved(root) + 512*k
+        until(lambda p=p, goal=goal: saved(root) > goal or p.poll() is not None)
         lives += p.poll() is None
         time.sleep(.05*k)
         shot(p, root)
