@@ -233,7 +233,7 @@ def test_workers_outlive_their_batch_and_are_waited_for(peace, tmp_path):
 
 
 @POSIX
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('sig', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_stops_cleanly(sig, peace, tmp_path):
     "Every worker saves and ends, the table is printed, 75; nothing is left running; the same command finishes the same bytes"
     file, want = peace
