@@ -161,3 +161,40 @@ def _ckpt(a: argparse.Namespace) -> dict[str, Any]:
                   c['sha256'][:12], c.get('cause', '')) for c in rows]
         out(table(cells, ['step', 'kind', 'size', 'state', '', 'seal', 'cause']) + (f"\ndeleted: {', '.join(map(str, gone))}" if gone else ''))
     return dict(checkpoints=rows, deleted=gone)
+
+# %% ../nbs/97_verbs.ipynb #fab7e8fe
+@command('train every cell of a grid that is not finished, several at a time', (('grid',), dict(help='a YAML file: fixed, vary and seeds')), ROOT,
+         (('--workers',), dict(type=int, default=0, help='at a time; 0: one a processor')),
+         (('--episodes',), dict(type=int, default=100, help='that each trained agent plays at its end')),
+         (('--allow-import',), dict(action='append', default=[], metavar='MODULE', help="a module that a world's name may import")))
+def _batch(a: argparse.Namespace) -> dict[str, Any]:
+    "Resumable: what is finished stays finished, what fails fails alone"
+    from rlnb.flow.batch import batch
+    from rlnb.flow.grid import BadGrid, cells_of, load_grid
+    try: cells = cells_of(load_grid(a.grid), allow=a.allow_import)
+    except BadGrid as e:
+        for fault in e.faults[:-1]: sys.stderr.write(f'rlnb: {ascii_safe(str(fault))}\n')
+        raise e.faults[-1] from None
+    done = batch(cells, a.root, a.workers, a.episodes, allow=a.allow_import, told=(lambda line: None) if a.json else None)
+    if not a.json: out(done)
+    return done.to_dict() | dict(_code=done.code)
+
+# %% ../nbs/97_verbs.ipynb #8b87b274
+@command('push a notebook to Kaggle, chain sessions, upload wheels, submit a file; shown only, unless --go',
+         (('what',), dict(choices=('push', 'chain', 'data', 'submit'), help='a session, a chain of them, a dataset of wheels, or a submission')),
+         (('file',), dict(nargs='?', default='', help='the notebook, the source of the wheels, or the file to submit')),
+         (('--id',), dict(default='', metavar='OWNER/SLUG', help='of the notebook or dataset')),
+         (('--folder',), dict(default='', help='where the files for it are written')),
+         (('--data',), dict(action='append', default=[], metavar='OWNER/DATASET', help='attach a dataset')),
+         (('--gpu',), dict(default='', metavar='MACHINE', help='NvidiaTeslaT4Highmem for example')),
+         (('--internet',), dict(action='store_true', help='give it the network')),
+         (('--seconds',), dict(type=int, default=0, help='limit of a session')), (('--rounds',), dict(type=int, default=4, help='sessions at most')),
+         (('--competition',), dict(default='', metavar='SLUG', help='where a submission goes')),
+         (('--sample',), dict(default='', metavar='CSV', help='the sample that a submission must resemble')),
+         (('--message',), dict(default='', help='of a submission, or of a new version of a dataset')),
+         (('--go',), dict(action='store_true', help='do it')),
+         (('--confirm',), dict(default='', metavar='SLUG', help='the competition once more: submit')))
+def _kaggle(a: argparse.Namespace) -> dict[str, Any]:
+    "Through Kaggle's own command line"
+    from rlnb.flow import kaggle, submit
+    return submit.typed(a) if a.what == 'submit' else kaggle.typed(a)
