@@ -85,8 +85,9 @@ def _sensors(obs: Any) -> list[float]:
 # %% ../../nbs/50_train/88_episode.ipynb #bc9cfd19
 class Shots:
     "Pictures of an episode, every so many steps, never more than `most`"
-    def __init__(self, draw: Callable[[Any], Any] | None, most: int = 600): self.draw, self.most, self.every, self.seen, self.kept = draw, most, 1, 0, []
     kept: list[Any]
+    def __init__(self, draw: Callable[[Any], Any] | None, most: int = 600):
+        self.draw, self.most, self.every, self.seen, self.kept = draw, most, 1, 0, []
 
     def __call__(self, obs: Any) -> None:
         "Take one, if it is time"
@@ -102,8 +103,9 @@ class Shots:
     def files(self, budget: int = 2_000_000) -> dict[str, Any]:
         "What is written of them: file → bytes, or a list of them; {} if there are none"
         while self.kept:
-            made = {'frames.bin': stills(self.kept), 'film.gif': animate(self.kept), 'strip.png': strip(self.kept)}
-            if max(sum(map(len, made['frames.bin'])), len(made['film.gif'])) <= budget or len(self.kept) < 2: return made
+            each, film = stills(self.kept), animate(self.kept)
+            if max(sum(map(len, each)), len(film)) <= budget or len(self.kept) < 2:
+                return {'frames.bin': each, 'film.gif': film, 'strip.png': strip(self.kept)}
             self.halve()
         return {}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Episode', 'record', 'parser', 'main', 'replay', 'episodes', 'video']
 
-# %% ../../nbs/50_train/90_replay.ipynb #9ea82359
+# %% ../../nbs/50_train/90_replay.ipynb #574ab3bf
 import argparse
 import os
 import re
@@ -24,21 +24,24 @@ from ..core.folder import commit_dir, remove_dir, sweep
 from ..core.io import Damaged, make_dir, read_bytes, read_json
 from ..core.platform import popen_detached
 from ..core.text import ascii_safe, redact
+from ..runs.ckpt import at_step
 from ..runs.keep import manifest
 from ..runs.run import Run
 
-# %% ../../nbs/50_train/90_replay.ipynb #dedf3cad
+# %% ../../nbs/50_train/90_replay.ipynb #55f430f9
 class Episode:
     "An episode of a checkpoint, recorded or on its way"
     wait: Callable[..., 'Episode']
     facts: dict[str, Any]
     frame: Callable[[int], bytes]
     film: Any
+    strip: Any
     def __init__(self, run: Run, step: int, seed: int = 0, sampled: bool = False, process: Any = None):
         if not 0 <= seed < 2**53: raise BadInput('seed', f'{seed}', '0 or more')
         self.run, self.step, self.seed, self.sampled, self.process = run, step, seed, sampled, process
         self.path = run.path/'media'/'replay'/f'{step:012d}-{seed}{"-sampled"*sampled}'
         self._facts: dict[str, Any] = {}
+        self._stills = b''
 
     @property
     def ready(self) -> bool:
@@ -49,7 +52,7 @@ class Episode:
         try: return self.ready and self.facts['seal'] == seal
         except Damaged: return False
 
-# %% ../../nbs/50_train/90_replay.ipynb #b9a038bb
+# %% ../../nbs/50_train/90_replay.ipynb #cf2f7c34
 _NUMBERS = 'reward', 'value', 'entropy', 'advantage', 'came'
 _LARGEST = 64 << 20
 
@@ -60,7 +63,8 @@ def _checked(path: Path) -> dict[str, Any]:
         n, c = int(d['steps']), d['columns']
         found = {k: np.array(v, float).reshape(n, -1) for k, v in c.items()}
         sound = n > 0 and d['schema'] == 1 and d['every'] > 0 and {*_NUMBERS, 'act'} <= {*found} and all(found[k].shape == (n, 1) for k in _NUMBERS)
-        sound = sound and all(type(x) is int and x > 0 for x in d['sizes']) and all(isinstance(d[k], str) for k in ('run', 'world', 'agent', 'policy', 'ended'))
+        sound = sound and all(type(x) is int and x > 0 for x in d['sizes'])
+        sound = sound and all(isinstance(d[k], str) for k in ('run', 'world', 'agent', 'policy', 'ended', 'seal'))
     except (KeyError, TypeError, ValueError, OverflowError): sound = False
     if not sound: raise Damaged(path, 'it is no episode')
     return {**d, **{k: v[:, 0] if k in _NUMBERS else v for k, v in found.items()}}
@@ -76,23 +80,30 @@ def frame(self: Episode, t: int) -> bytes:
     "The picture at a step, as a PNG; b'' if there is none"
     sizes = self.facts['sizes']
     if not sizes: return b''
-    if not hasattr(self, '_stills'): self._stills = read_bytes(self.path/'frames.bin', _LARGEST)     # type: ignore[misc]
+    self._stills = self._stills or read_bytes(self.path/'frames.bin', _LARGEST)
     k = min(max(t, 0)//self.facts['every'], len(sizes) - 1)
     return self._stills[sum(sizes[:k]):][:sizes[k]]
 
-# %% ../../nbs/50_train/90_replay.ipynb #a77d9a66
+# %% ../../nbs/50_train/90_replay.ipynb #13d8fe43
 @patch(as_prop=True)
 def film(self: Episode) -> Any:
     "The film, which a notebook shows; None where the world has no picture"
+    return _media(self, 'film.gif')
+@patch(as_prop=True)
+def strip(self: Episode) -> Any:
+    "Six pictures of it side by side"
+    return _media(self, 'strip.png')
+
+def _media(e: Episode, name: str) -> Any:
     from rlnb.envs.render import Media
-    return Media(read_bytes(self.path/'film.gif', _LARGEST)) if self.facts['sizes'] else None
+    return Media(read_bytes(e.path/name, _LARGEST)) if e.facts['sizes'] else None
 
 @patch
 def __repr__(self: Episode) -> str:
     how = f"{self.facts['steps']} steps, return {self.facts['reward'].sum():.4g}, {self.facts['ended']}" if self.ready else 'not recorded'
     return plain(f'{self.run.name} at {self.step:,}, seed {self.seed}: {how}')
 
-# %% ../../nbs/50_train/90_replay.ipynb #5e8d9d8e
+# %% ../../nbs/50_train/90_replay.ipynb #b0840c8b
 def record(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = False, allow: Iterable[str] = (), limit: int = 10_000) -> Episode:
     "Play and write, in this process"
     from rlnb.core.device import threads
@@ -114,7 +125,7 @@ def record(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
     world.close()
     return e
 
-# %% ../../nbs/50_train/90_replay.ipynb #1845947e
+# %% ../../nbs/50_train/90_replay.ipynb #aeb67550
 def _write(e: Episode, who: Any, rows: list[dict[str, Any]], shots: Any, ended: str, last: float, **facts: Any) -> None:
     "The folder of an episode"
     from rlnb.train.episode import judged
@@ -137,7 +148,7 @@ def _short(x: Any) -> Any:
     if hasattr(x, 'tolist'): return _short(x.tolist())
     return float(f'{x:.6g}') if isinstance(x, float) else x
 
-# %% ../../nbs/50_train/90_replay.ipynb #22fd85dd
+# %% ../../nbs/50_train/90_replay.ipynb #aaa7a385
 def parser() -> argparse.ArgumentParser:
     "What the process can be told"
     p = argparse.ArgumentParser('python -m rlnb.train.replay', description='Let a checkpoint play one episode and write it down', allow_abbrev=False)
@@ -162,10 +173,10 @@ if __name__ == '__main__' and '__file__' in globals():
     if hasattr(os, 'nice'): os.nice(10)                      # training goes first
     sys.exit(main())
 
-# %% ../../nbs/50_train/90_replay.ipynb #e9f5dd13
+# %% ../../nbs/50_train/90_replay.ipynb #efc1f0f5
 def replay(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = False, allow: Iterable[str] = ()) -> Episode:
     "Have an episode recorded, by a process of its own; at once, if it is there already"
-    if str(at).isdecimal() and (kept := Episode(run, int(at), seed, sampled)).ready and int(at) not in [c['step'] for c in run.checkpoints()]: return kept
+    if str(at).isdecimal() and not at_step(run.path, int(at)).exists() and (kept := Episode(run, int(at), seed, sampled)).ready: return kept
     place = run.at(at)
     e = Episode(run, int(place.name), seed, sampled)
     if e.of(manifest(place).get('sha256', '')): return e
@@ -177,7 +188,7 @@ def replay(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
 
 def _log(e: Episode) -> Path: return e.path.with_name(f'{e.path.name}.log')
 
-# %% ../../nbs/50_train/90_replay.ipynb #e7887168
+# %% ../../nbs/50_train/90_replay.ipynb #d3cce293
 @patch
 def wait(self: Episode, timeout: float = 300.) -> Episode:       # in seconds
     "Come back when it is there; raises what the process said, if it failed"
@@ -191,7 +202,7 @@ def wait(self: Episode, timeout: float = 300.) -> Episode:       # in seconds
     said = plain(read_bytes(_log(self), _LARGEST).decode(errors='replace'), lines=True).strip().splitlines() or ['no word']
     raise Crash(said[-1].removeprefix('rlnb: '))
 
-# %% ../../nbs/50_train/90_replay.ipynb #e59cd048
+# %% ../../nbs/50_train/90_replay.ipynb #5894968a
 def episodes(run: Run) -> list[Episode]:
     "The recorded episodes of a run, by step and seed"
     place = run.path/'media'/'replay'
