@@ -121,14 +121,14 @@ def _cut(c: Curve, within: tuple[float, float] | None) -> Curve:
 # %% ../../nbs/80_panels/10_chart.ipynb #e306626f
 def _axes(sx: _Scale, sy: _Scale, xlabel: str, w: int, h: int) -> list[Html]:
     "Lines and numbers"
-    out = []
-    for v in ticks(sy.lo, sy.hi, 4):
-        y = float(sy(v))
-        out += [svg('line', x1=sx.start, x2=sx.end, y1=y, y2=y, stroke='currentColor', stroke_opacity=.15),
-                svg('text', _tick(v), x=sx.start - 6, y=y + 4, text_anchor='end', fill='currentColor', fill_opacity=.75)]
-    for v in ticks(sx.lo, sx.hi, 6):
-        out.append(svg('text', _tick(v), x=float(sx(v)), y=h - 11, text_anchor='middle', fill='currentColor', fill_opacity=.75))
-    return [*out, svg('text', xlabel, x=sx.end, y=h - 1, text_anchor='end', fill='currentColor', fill_opacity=.55, font_size=10)]
+    rows, places = ticks(sy.lo, sy.hi, max(2, h//55)), ticks(sx.lo, sx.hi, max(2, w//110))
+    lines = [svg('line', x1=sx.start, x2=sx.end, y1=float(sy(v)), y2=float(sy(v))) for v in rows]
+    left = [svg('text', _tick(v), x=sx.start - 6, y=float(sy(v)) + 4) for v in rows]
+    below = [svg('text', _tick(v), x=float(sx(v)), y=h - 11) for v in places]
+    pale = dict(fill='currentColor', fill_opacity=.75)
+    name = [svg('text', xlabel, x=sx.end, y=h - 1, text_anchor='end', font_size=10, **pale)] if xlabel else []
+    return [svg('g', *lines, stroke='currentColor', stroke_opacity=.15), svg('g', *left, text_anchor='end', **pale),
+            svg('g', *below, text_anchor='middle', **pale), *name]
 
 def _tick(v: float) -> str: return '0' if v == 0 else si(v).replace('-', '−')
 

@@ -27,13 +27,18 @@ from ..train.replay import Episode, episodes, replay
 # %% ../../nbs/80_panels/80_player.ipynb #e9bfe036
 class Side:
     "A checkpoint of a run in a player, and its episode"
+    want: Callable[[int, bool], None]
+    arrived: Callable[[], bool]
+    turn: Callable[[int], None]
+
     def __init__(self, run: Run, at: int | str, allow: Iterable[str] = ()):
         import ipywidgets as w
         self.run, self.allow, self.error = run, allow, ''
         self.asked: tuple[Any, ...] = ()                     # checkpoint, seed, drawn?
         self.shown: Episode | None = None                    # what can be looked at
         self.coming: Episode | None = None                   # what a worker is recording
-        self.title, self.word, self.picture, self.mind = view(), view(min_height='46px'), view(height='216px', overflow='hidden'), view(height='104px')
+        self.title, self.word, self.mind = view(), view(min_height='46px'), view(height='104px')
+        self.picture = view(height='216px', overflow='hidden')
         self.which = w.Dropdown(options=self.options(), description='checkpoint', layout=w.Layout(width='320px'))
         self.box = w.VBox([self.title, self.which, self.picture, self.word, self.mind], layout=w.Layout(width='340px'))
         show(self.title, page(el('b', self.label), el('span', f"  {run.config.get('experiment', {}).get('env', '')}", cls='rlnb-dim')))
@@ -55,8 +60,7 @@ def want(self: Side, seed: int, sampled: bool) -> None:
     self.error, self.asked = '', (self.which.value, seed, sampled)
     try:
         e = replay(self.run, self.which.value, seed, sampled, self.allow)
-        self.coming, self.shown = (e, None) if e.process else (None, e)
-        if self.shown: self.shown.facts
+        self.coming, self.shown = (e, None) if e.process else (None, e.checked())
     except (RlnbError, OSError) as x: self.coming, self.shown, self.error = None, None, str(x)
 
 @patch
@@ -64,14 +68,13 @@ def arrived(self: Side) -> bool:
     "Take over what a worker has finished; is there something new?"
     if not self.coming or self.coming.process.poll() is None: return False
     try:
-        self.shown = self.coming.wait(5)
-        self.shown.facts
+        self.shown = self.coming.wait(5).checked()
     except (RlnbError, OSError) as x: self.shown, self.error = None, str(x)
     self.coming = None
     return True
 
 @patch
-def draw(self: Side, t: int) -> None:
+def turn(self: Side, t: int) -> None:
     "Show a step"
     if self.error: show(self.word, page(note(self.error, kind='bad')))
     elif not self.shown: show(self.word, page(note('a worker plays this episode …' if self.coming else 'there is no checkpoint yet')))
@@ -88,15 +91,15 @@ def _image(png: bytes, says: str) -> Html:
     "A frame, its place kept free while it loads"
     w, h = (int.from_bytes(png[i:i + 4], 'big') for i in (16, 20))
     k = min(1., 320/max(w, 1), 210/max(h, 1))
-    return el('img', src='data:image/png;base64,' + base64.b64encode(png).decode(), width=round(w*k), height=round(h*k), role='img', alt=says, aria_label=says,
-              style='border-radius:4px')
+    return el('img', src='data:image/png;base64,' + base64.b64encode(png).decode(), width=round(w*k), height=round(h*k), role='img', alt=says,
+              aria_label=says, style='border-radius:4px')
 
 # %% ../../nbs/80_panels/80_player.ipynb #040db014
 class Player:
     "Episodes to scrub through: one, or two side by side on the same seed"
-    choose: Callable[..., None]
     draw: Callable[..., None]
-    tell: Callable[[], None]
+    _choose: Callable[..., None]
+    _tell: Callable[[], None]
     look: Callable[[], Any]
     wait: Callable[..., 'Player']
     static: Callable[[], 'Still']
@@ -121,9 +124,9 @@ class Player:
         self.over = w.GridBox([self.chart, self.line], layout=w.Layout(height=f'{HEIGHT + 8}px', width=f'{WIDTH}px', overflow='hidden'))
         self.box = w.VBox([view(STYLE), w.HBox([self.seed, self.sampled]), w.HBox([s.box for s in self.sides]),
                            w.HBox([self.play, self.slider]), self.over], layout=w.Layout(width='720px'))
-        for x in (self.seed, self.sampled, *(s.which for s in self.sides)): x.observe(lambda _: self.choose(), 'value')
+        for x in (self.seed, self.sampled, *(s.which for s in self.sides)): x.observe(lambda _: self._choose(), 'value')
         self.slider.observe(lambda _: self.draw(), 'value')
-        self.choose()
+        self._choose()
         WATCHER.follow(self.look)
 
     @property
@@ -135,13 +138,13 @@ class Player:
 
 # %% ../../nbs/80_panels/80_player.ipynb #87943c81
 @patch
-def choose(self: Player) -> None:
+def _choose(self: Player) -> None:
     "Ask for what the fields say, on every side whose worker is free"
     with self.lock:
         self.asked = int(self.seed.value), bool(self.sampled.value)
         for s in self.sides:
             if not s.coming: s.want(*self.asked)
-        self.tell()
+        self._tell()
 
 @patch
 def look(self: Player) -> Any:
@@ -150,12 +153,12 @@ def look(self: Player) -> Any:
         done = [s for s in self.sides if s.arrived()]
         for s in done:
             if s.asked != (s.which.value, *self.asked): s.want(*self.asked)
-        if done: self.tell()
+        if done: self._tell()
         return .1 if any(s.coming for s in self.sides) else 1.
 
 # %% ../../nbs/80_panels/80_player.ipynb #4e17a963
 @patch
-def tell(self: Player) -> None:
+def _tell(self: Player) -> None:
     "Draw what belongs to the whole episode"
     with self.lock:
         there = [s.shown for s in self.sides if s.shown]
@@ -168,7 +171,7 @@ def tell(self: Player) -> None:
 def draw(self: Player) -> None:
     "Draw the step that the slider shows"
     with self.lock:
-        for s in self.sides: s.draw(self.value)
+        for s in self.sides: s.turn(self.value)
         show(self.line, cursor(int(self.slider.max) + 1, self.value) if any(s.shown for s in self.sides) else '')
 
 @patch
@@ -183,6 +186,7 @@ def wait(self: Player, timeout: float = 120.) -> Player:         # in seconds
 # %% ../../nbs/80_panels/80_player.ipynb #1ace537a
 class Still:
     "A player as an ordinary output"
+    html: Callable[..., Html]
     def __init__(self, player: Player): self.sides, self.t = player.sides, player.value
 
     def png(self) -> bytes:
@@ -217,15 +221,16 @@ def html(self: Still, png: bytes = b'') -> Html:
     "A table of the episodes, with the picture within"
     names = 'run', 'checkpoint', 'seed', 'actions', 'steps', 'return', 'ended', 'expected at first', 'what came'
     fs = [(s.label, s.shown.facts) for s in self.sides if s.shown]
-    rows = [(name, f'{f["step"]:,}', f['seed'], f['policy'], f['steps'], float(f['reward'].sum()), f['ended'], float(f['value'][0]), float(f['came'][0]))
-            for name, f in fs]
+    rows = [(name, f'{f["step"]:,}', f['seed'], f['policy'], f['steps'], float(f['reward'].sum()), f['ended'], float(f['value'][0]),
+             float(f['came'][0])) for name, f in fs]
     image = el('img', src='data:image/png;base64,' + base64.b64encode(png).decode(), alt='film strips and charts of the episodes') if png else ''
     words = [el('p', s.error or f'{s.label}: no episode yet') for s in self.sides if not s.shown]
-    return el('div', table(rows, names, 'html') if rows else '', image, *words, el('p', 'run this cell again to get the living player', cls='rlnb-dim'),
-              cls='rlnb-twin')
+    again = el('p', 'run this cell again to get the living player', cls='rlnb-dim')
+    return el('div', table(rows, names, 'html') if rows else '', image, *words, again, cls='rlnb-twin')
 
 @patch
-def __repr__(self: Still) -> str: return '\n'.join(str(s.shown) if s.shown else plain(f'{s.label}: {s.error or "no episode yet"}') for s in self.sides)
+def __repr__(self: Still) -> str:
+    return '\n'.join(str(s.shown) if s.shown else plain(f'{s.label}: {s.error or "no episode yet"}') for s in self.sides)
 
 @patch
 def _repr_mimebundle_(self: Still, include: Any = None, exclude: Any = None) -> dict[str, Any]:

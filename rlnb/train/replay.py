@@ -47,6 +47,10 @@ class Episode:
     def ready(self) -> bool:
         "Is it there?"
         return (self.path/'episode.json').is_file()
+    def checked(self) -> 'Episode':
+        "Itself, if what it says can be read"
+        _ = self.facts
+        return self
     def of(self, seal: str) -> bool:
         "Is it there, whole, and of the checkpoint with this seal?"
         try: return self.ready and self.facts['seal'] == seal
