@@ -31,16 +31,17 @@ class Side:
     arrived: Callable[[], bool]
     turn: Callable[[int], None]
 
-    def __init__(self, run: Run, at: int | str, allow: Iterable[str] = ()):
+    def __init__(self, run: Run, at: int | str, allow: Iterable[str] = (), alone: bool = True):
         import ipywidgets as w
         self.run, self.allow, self.error = run, allow, ''
         self.asked: tuple[Any, ...] = ()                     # checkpoint, seed, drawn?
         self.shown: Episode | None = None                    # what can be looked at
         self.coming: Episode | None = None                   # what a worker is recording
-        self.title, self.word, self.mind = view(), view(min_height='46px'), view(height='104px')
-        self.picture = view(height='216px', overflow='hidden')
+        self.title, self.word, self.mind, self.picture = view(), view(height='98px'), view(min_height='40px'), view(min_height='158px')
         self.which = w.Dropdown(options=self.options(), description='checkpoint', layout=w.Layout(width='320px'))
-        self.box = w.VBox([self.title, self.which, self.picture, self.word, self.mind], layout=w.Layout(width='340px'))
+        says = w.VBox([self.word, self.mind], layout=w.Layout(width='345px'))
+        seen = w.HBox([self.picture, says]) if alone else w.VBox([self.picture, says])
+        self.box = w.VBox([self.title, self.which, seen], layout=w.Layout(width='700px' if alone else '345px'))
         show(self.title, page(el('b', self.label), el('span', f"  {run.config.get('experiment', {}).get('env', '')}", cls='rlnb-dim')))
         self.which.value = int(run.at(at).name) if self.which.options else None
 
@@ -114,7 +115,7 @@ class Player:
         n = max(len(many), len(ats))
         if n not in (1, 2): raise BadInput('runs', f'{n} of them', 'one or two')
         self.lock, self.asked = threading.RLock(), (seed, sampled)
-        self.sides = [Side(find(many[i % len(many)], root), ats[i % len(ats)], allow) for i in range(n)]
+        self.sides = [Side(find(many[i % len(many)], root), ats[i % len(ats)], allow, n == 1) for i in range(n)]
         self.seed = w.BoundedIntText(value=seed, min=0, max=2**31 - 1, description='seed', layout=w.Layout(width='170px'))
         self.sampled = w.Checkbox(value=sampled, description='draw actions, as in training', indent=False, layout=w.Layout(width='210px'))
         self.play = w.Play(min=0, max=1, interval=80, show_repeat=False)

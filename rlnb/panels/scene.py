@@ -13,19 +13,20 @@ import numpy as np
 from ..core.text import Html, si, svg, table
 from .chart import COLORS, Curve, chart
 from .markup import el, page
-from .markup import facts as _facts
+
 from ..train.replay import Episode
 
 # %% ../../nbs/80_panels/75_scene.ipynb #589197b4
 _ROW, _TEXT = 16, dict(fill='currentColor', font_size=11)
 
-def thoughts(f: dict[str, Any], t: int, w: int = 300, h: int = 100) -> Html:
+def thoughts(f: dict[str, Any], t: int, w: int = 300) -> Html:
     "What the policy thought at a step of an episode, as a picture"
     kind = next((k for k in ('p', 'worth', 'mean') if k in f), '')
-    if not kind: return svg('svg', svg('text', 'this agent tells nothing of its thoughts', x=0, y=14, **_TEXT), width=w, height=h)
+    if not kind: return svg('svg', svg('text', 'this agent tells nothing of its thoughts', x=0, y=14, **_TEXT), width=w, height=20)
     x, act = f[kind][t], f['act'][t]
     shown = sorted(np.argsort(-np.nan_to_num(x, neginf=-1e300) if kind != 'mean' else np.arange(len(x)), kind='stable')[:6].tolist())
     rows = _axes_of(f, t, shown, w) if kind == 'mean' else _bars(f[kind], t, shown, _taken(act, len(x)), w, kind)
+    h = _ROW*len(shown) + 2
     said = ', '.join(f'{i}: {si(x[i]) if np.isfinite(x[i]) else "forbidden"}' for i in shown)
     return svg('svg', *rows, width=w, height=h, viewBox=f'0 0 {w} {h}', role='img', aria_label=f'{_WORDS[kind]} at step {t}: {said}',
                font_family='system-ui, sans-serif')
@@ -87,8 +88,8 @@ def story(found: list[Episode], names: list[str]) -> Html:
 def cursor(n: int, t: int) -> Html:
     "A line over the charts at a step of n"
     x = 52 + (WIDTH - 64)*t/max(n - 1, 1)
-    line = svg('line', x1=x, x2=x, y1=20, y2=HEIGHT - 26, stroke=COLORS[4], stroke_width=1.6)
-    return page(svg('svg', line, width=WIDTH, height=HEIGHT, viewBox=f'0 0 {WIDTH} {HEIGHT}', aria_hidden='true'))
+    line = [svg('line', x1=x, x2=x, y1=y + 20, y2=y + _H - 24, stroke=COLORS[4], stroke_width=1.6) for y in (0, _H, 2*_H)]
+    return page(svg('svg', *line, width=WIDTH, height=HEIGHT, viewBox=f'0 0 {WIDTH} {HEIGHT}', aria_hidden='true'))
 
 # %% ../../nbs/80_panels/75_scene.ipynb #35c04db8
 def _act(a: np.ndarray) -> str: return ', '.join(f'{x:.0f}' if x == round(x) else f'{x:.2f}' for x in a[:6]) + ' …'*(len(a) > 6)
@@ -97,14 +98,18 @@ def moment(f: dict[str, Any], t: int) -> Html:
     "The numbers of a step"
     n = int(f['steps'])
     k = min(t, n - 1)
-    x = {name: float(f[name][k]) for name in ('reward', 'value', 'advantage', 'entropy')}
-    ended = el('div', f'{f["ended"]} after {n:,} steps, return {f["reward"].sum():.4g}' if t >= n - 1 else '\xa0', cls='rlnb-dim')
-    return page(_facts(step=f'{k} of {n}', action=_act(f['act'][k]), **{k: v for k, v in x.items() if np.isfinite(v)},
-                       **{'so far': float(f['reward'][:k + 1].sum())}), ended)
+    def number(v: float) -> str: return si(v) if np.isfinite(v) else '–'
+    cells = {'step': f'{k} of {n}', 'action': _act(f['act'][k]), 'reward': number(f['reward'][k]), 'so far': number(f['reward'][:k + 1].sum()),
+             **{name: number(f[name][k]) for name in ('value', 'advantage', 'entropy')}}
+    ended = f'{f["ended"]} after {n:,} steps, return {f["reward"].sum():.4g}' if t >= n - 1 else '\xa0'
+    shown = [el('div', el('div', name, cls='rlnb-dim', style='font-size:11px;line-height:1.3'), v, style='overflow:hidden;white-space:nowrap')
+             for name, v in cells.items()]
+    return page(el('div', *shown, style='display:grid;grid-template-columns:repeat(4,80px);row-gap:2px'), el('div', ended, cls='rlnb-dim'))
 
 def lines(f: dict[str, Any], t: int, around: int = 3) -> Html:
     "A strip of text: some steps before and after"
-    at = [k for k in range(t - around, t + around + 1) if 0 <= k < f['steps']]
+    first = max(0, min(t - around, int(f['steps']) - 2*around - 1))
+    at = range(first, min(first + 2*around + 1, int(f['steps'])))
     def sees(k: int) -> str: return ' '.join(f'{x:.2f}' for x in f['sensors'][k][:6]) if 'sensors' in f else ''
     rows = [('▸' if k == t else '', k, _act(f['act'][k]), f['reward'][k], f['value'][k], sees(k)) for k in at]
     return page(table(rows, ('', 'step', 'action', 'reward', 'value', 'sees'), 'html'))
