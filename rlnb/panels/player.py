@@ -43,7 +43,8 @@ class Side:
         seen = w.HBox([self.picture, says]) if alone else w.VBox([self.picture, says])
         self.box = w.VBox([self.title, self.which, seen], layout=w.Layout(width='700px' if alone else '345px'))
         show(self.title, page(el('b', self.label), el('span', f"  {run.config.get('experiment', {}).get('env', '')}", cls='rlnb-dim')))
-        self.which.value = int(run.at(at).name) if self.which.options else None
+        there = [s for _, s in self.which.options]
+        self.which.value = int(at) if str(at).isdecimal() and int(at) in there else int(run.at(at).name) if there else None
 
     @property
     def label(self) -> str:
