@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_other_weights_are_another_episode(run, tmp_path):
 def test_the_verb_says_where_the_film_is(run, capsys):
     assert cli.main(['video', str(run.path), '--at', 'latest', '--seed', '5', '--json']) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    film = open(said['film'], 'rb').read()
+    film = Path(said['film']).read_bytes()
     assert (said['checkpoint'], said['seed'], film[:4]) == (steps(run)[-1], 5, b'GIF8') and len(film) <= 2_000_000
     assert video(run, 'latest', 5).as_posix() == said['film']
     assert cli.main(['video', str(run.path), '--at', 'yesterday']) == 64 and cli.main(['video', str(run.path), '--seed', '-1']) == 64

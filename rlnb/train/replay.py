@@ -22,9 +22,9 @@ from fastcore.basics import patch
 from ..core.errors import BadInput, Crash, RlnbError, exit_code, one_line, plain
 from ..core.folder import commit_dir, remove_dir, sweep
 from ..core.io import Damaged, make_dir, read_bytes, read_json
-from ..core.platform import popen_detached
+from ..core.platform import is_locked, popen_detached
 from ..core.text import ascii_safe, redact
-from ..runs.ckpt import at_step
+from ..runs.ckpt import at_step, load_state, save_state
 from ..runs.keep import manifest
 from ..runs.run import Run
 
@@ -113,11 +113,13 @@ def record(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
     from rlnb.core.device import threads
     from rlnb.core.seed import seed_of
     from rlnb.evaluation.evaluate import undisturbed
-    from rlnb.runs.ckpt import load_state
     from rlnb.train.episode import Shots, live, stage
     from rlnb.train.experiment import Experiment, find_agent
-    place, exp = run.at(at), Experiment.from_dict(run.config['experiment'])
-    e, seal = Episode(run, int(place.name), seed, sampled), manifest(place)['sha256']
+    exp = Experiment.from_dict(run.config['experiment'])
+    put_by = _put_by(Episode(run, int(at), seed, sampled)) if str(at).isdecimal() else None
+    place = put_by if put_by and put_by.is_dir() else run.at(at)
+    m = manifest(place)
+    e, seal = Episode(run, int(m['step']), seed, sampled), str(m.get('of', m['sha256']))
     sweep(make_dir(e.path.parent), 600.)
     world, draw = stage(exp.env, exp.env_kw or {}, allow)
     agent = find_agent(exp.agent)(world.obs_space, world.act_space, exp.agent_cfg, seed_of(exp.seed, 'agent'))
@@ -126,8 +128,11 @@ def record(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
     with threads(1), undisturbed(agent, seed): rows, ended, last = live(agent, world, seed, sampled, limit, shots)
     if e.path.exists() and not e.of(seal): remove_dir(e.path)
     _write(e, agent, rows, shots, ended, last, world=exp.env, agent=exp.agent, seal=seal)
+    if place == put_by: remove_dir(place)
     world.close()
     return e
+
+def _put_by(e: Episode) -> Path: return e.path.with_name(f'{e.path.name}.weights')
 
 # %% ../../nbs/50_train/90_replay.ipynb #aeb67550
 def _write(e: Episode, who: Any, rows: list[dict[str, Any]], shots: Any, ended: str, last: float, **facts: Any) -> None:
@@ -182,11 +187,12 @@ def replay(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
     "Have an episode recorded, by a process of its own; at once, if it is there already"
     if str(at).isdecimal() and not at_step(run.path, int(at)).exists() and (kept := Episode(run, int(at), seed, sampled)).ready: return kept
     place = run.at(at)
-    e = Episode(run, int(place.name), seed, sampled)
-    if e.of(manifest(place).get('sha256', '')): return e
+    e, seal = Episode(run, int(place.name), seed, sampled), str(manifest(place).get('sha256', ''))
+    if e.of(seal): return e
+    make_dir(e.path.parent)
+    if is_locked(run.path/'LOCK') and not _put_by(e).exists(): save_state(_put_by(e), dict(agent=load_state(place)['agent']), step=e.step, of=seal)
     words: list[str | Path] = [sys.executable, '-m', 'rlnb.train.replay', run.path.resolve(), '--at', str(e.step), '--seed', str(seed)]
     words += ['--sampled']*sampled + [f'--allow-import={m}' for m in allow]
-    make_dir(e.path.parent)
     e.process = popen_detached(words, _log(e), env=dict(PYTHONUNBUFFERED='1'))
     return e
 
