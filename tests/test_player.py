@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from rlnb import cli
 from rlnb.core.errors import BadInput
+from rlnb.core.folder import commit_dir
 from rlnb.core.io import Damaged
 from rlnb.panels.feed import WATCHER
 from rlnb.panels.player import Player
@@ -34,6 +35,16 @@ def run(tmp_path_factory):
 
 def steps(run): return [c['step'] for c in run.checkpoints()]
 def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and 'media' not in p.parts}
+def forged(e, change):
+    "An episode with another `episode.json`, sealed by a stranger; None as its value leaves a key out"
+    kept = {p.name: p.read_bytes() for p in e.path.iterdir() if p.name not in ('manifest.json', 'episode.json')}
+    d = json.loads((e.path / 'episode.json').read_text())
+    shutil.rmtree(e.path)
+    with commit_dir(e.path) as draft:
+        draft.json('episode.json', {**d, **change(d)})
+        for name, data in kept.items(): draft.write(name, data)
+
+
 def parts(p): return [w.value for s in p.sides for w in (s.title, s.word, s.picture, s.mind)] + [p.chart.value, p.line.value]
 
 
@@ -115,12 +126,12 @@ def test_other_weights_are_another_episode(run, tmp_path):
     first, last = steps(r)[0], steps(r)[-1]
     e = record(r, first, seed=0)
     whole = (e.path / 'episode.json').read_bytes()
-    d = json.loads(whole)
-    for odd in (json.dumps(d | dict(seal='0'*64)), '{', json.dumps(d | dict(steps=10**9)), '[]', 'null'):
-        (e.path / 'episode.json').write_text(odd)
+    def spoil(text): (e.path / 'episode.json').write_text(text)
+    for damage in (lambda: forged(e, lambda d: dict(seal='0'*64)), lambda: spoil('{'), lambda: forged(e, lambda d: dict(steps=10**9))):
+        damage()
         again = replay(r, first, seed=0)
-        assert again.process
-        assert (again.wait().path / 'episode.json').read_bytes() == whole
+        assert again.process and again.wait().facts['seal'] != '0'*64
+        assert (again.path / 'episode.json').read_bytes() == whole
     shutil.rmtree(r.at(first))
     assert replay(r, first, seed=0).process is None and (first, 0) in [(x.step, x.seed) for x in episodes(r)]
     with pytest.raises(BadInput): replay(r, first, seed=99)
@@ -161,17 +172,17 @@ def test_nothing_of_a_strangers_text_is_markup(run, tmp_path):
     shutil.copytree(run.path, tmp_path / 'copy')
     r = Run(tmp_path / 'copy')
     e = record(r, 'latest', seed=3)
-    d = json.loads((e.path / 'episode.json').read_text())
-    for k in ('run', 'world', 'agent', 'policy', 'ended'): d[k] = NAME
-    (e.path / 'episode.json').write_text(json.dumps(d))
+    forged(e, lambda d: dict.fromkeys(('run', 'world', 'agent', 'policy', 'ended'), NAME))
     p = Player(r, at='latest', seed=3)
     p.value = p.slider.max
     texts = [*parts(p), p.static().html()]
     assert r.config['name'] == NAME and sum('&lt;img src=x' in x for x in texts) >= 4
     assert not any(re.search('<img src=x|onerror=alert\\(1\\)>', x) for x in texts)
     assert all(m.startswith('data:image/png;base64,') for x in texts for m in re.findall('src="([^"]*)"', x))
-    (e.path / 'episode.json').write_text(json.dumps(d | dict(columns=dict(d['columns'], value=[NAME]*d['steps']))))
-    with pytest.raises(Damaged): Episode(r, e.step, 3).checked()
+    for change in (lambda d: dict(columns=dict(d['columns'], value=[NAME]*d['steps'])), lambda d: dict(sizes=[10**9])):
+        forged(record(r, 'latest', seed=4), change)
+        with pytest.raises(Damaged): Episode(r, e.step, 4).checked()
+    forged(e, lambda d: dict(steps=7))
     shutil.rmtree(r.at('latest'))                # so that it can't be played anew
     p = Player(r, at=e.step, seed=3) if e.step in dict(map(reversed, Player(r, at='latest', seed=3).wait().sides[0].which.options)) else None
     assert p and 'is no episode' in p.sides[0].word.value and p.sides[0].picture.value == ''
@@ -210,8 +221,8 @@ def test_a_world_without_a_picture_has_a_strip_of_text(run, tmp_path):
     shutil.copytree(run.path, tmp_path / 'copy')
     r = Run(tmp_path / 'copy')
     e = record(r, 'latest', seed=3)
-    d = json.loads((e.path / 'episode.json').read_text())
-    (e.path / 'episode.json').write_text(json.dumps(d | dict(sizes=[])))
+    (e.path / 'frames.bin').unlink()
+    forged(e, lambda d: dict(sizes=[]))
     p = Player(r, at='latest', seed=3)
     p.value = 6
     rows = re.findall('<tr>(.*?)</tr>', p.sides[0].picture.value)

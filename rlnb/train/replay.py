@@ -20,7 +20,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import BadInput, Crash, RlnbError, exit_code, one_line, plain
-from ..core.folder import commit_dir, remove_dir, sweep
+from ..core.folder import commit_dir, remove_dir, sweep, verify_dir
 from ..core.io import Damaged, make_dir, read_bytes, read_json
 from ..core.platform import is_locked, popen_detached
 from ..core.text import ascii_safe, redact
@@ -36,6 +36,7 @@ class Episode:
     frame: Callable[[int], bytes]
     film: Any
     strip: Any
+    seal: str = ''           # of the checkpoint that is to play
     def __init__(self, run: Run, step: int, seed: int = 0, sampled: bool = False, process: Any = None):
         if not 0 <= seed < 2**53: raise BadInput('seed', f'{seed}', '0 or more')
         self.run, self.step, self.seed, self.sampled, self.process = run, step, seed, sampled, process
@@ -48,12 +49,14 @@ class Episode:
         "Is it there?"
         return (self.path/'episode.json').is_file()
     def checked(self) -> 'Episode':
-        "Itself, if what it says can be read"
-        _ = self.facts
+        "Itself, if it is whole"
+        f, stills = _checked(self.path/'episode.json'), verify_dir(self.path)['files'].get('frames.bin', {}).get('size', 0)
+        if stills != sum(f['sizes']): raise Damaged(self.path/'frames.bin', 'it holds other pictures')
+        self._facts = f
         return self
     def of(self, seal: str) -> bool:
         "Is it there, whole, and of the checkpoint with this seal?"
-        try: return self.ready and self.facts['seal'] == seal
+        try: return self.ready and bool(self.checked().facts['seal'] == seal)
         except Damaged: return False
 
 # %% ../../nbs/50_train/90_replay.ipynb #cf2f7c34
@@ -109,7 +112,7 @@ def __repr__(self: Episode) -> str:
 
 # %% ../../nbs/50_train/90_replay.ipynb #b0840c8b
 def record(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = False, allow: Iterable[str] = (), limit: int = 10_000) -> Episode:
-    "Play and write, in this process"
+    "Play and write, in this process; what is there already is not played again"
     from rlnb.core.device import threads
     from rlnb.core.seed import seed_of
     from rlnb.evaluation.evaluate import undisturbed
@@ -120,15 +123,18 @@ def record(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
     place = put_by if put_by and put_by.is_dir() else run.at(at)
     m = manifest(place)
     e, seal = Episode(run, int(m['step']), seed, sampled), str(m.get('of', m['sha256']))
+    state = load_state(place)['agent']
+    if place == put_by: remove_dir(place)
+    if e.of(seal): return e
     sweep(make_dir(e.path.parent), 600.)
     world, draw = stage(exp.env, exp.env_kw or {}, allow)
     agent = find_agent(exp.agent)(world.obs_space, world.act_space, exp.agent_cfg, seed_of(exp.seed, 'agent'))
-    agent.load_train_state(load_state(place)['agent'])
+    agent.load_train_state(state)
     shots = Shots(draw)
     with threads(1), undisturbed(agent, seed): rows, ended, last = live(agent, world, seed, sampled, limit, shots)
-    if e.path.exists() and not e.of(seal): remove_dir(e.path)
+    if e.of(seal): return e                                  # somebody else was quicker, with the same bytes
+    if e.path.exists(): remove_dir(e.path)                   # of other weights, or damaged
     _write(e, agent, rows, shots, ended, last, world=exp.env, agent=exp.agent, seal=seal)
-    if place == put_by: remove_dir(place)
     world.close()
     return e
 
@@ -138,7 +144,6 @@ def _put_by(e: Episode) -> Path: return e.path.with_name(f'{e.path.name}.weights
 def _write(e: Episode, who: Any, rows: list[dict[str, Any]], shots: Any, ended: str, last: float, **facts: Any) -> None:
     "The folder of an episode"
     from rlnb.train.episode import judged
-    if e.path.exists(): return                               # somebody else was quicker, with the same bytes
     gamma, lam, norm = getattr(who.cfg, 'gamma', .99), getattr(who.cfg, 'lam', .95), getattr(who, 'norms', {}).get('ret')
     columns = {k: _short([r[k] for r in rows]) for k in rows[0]}
     reward = np.array([r['reward'] for r in rows])/(norm.std + 1e-8 if norm else 1)             # in the unit of the values
@@ -189,6 +194,7 @@ def replay(run: Run, at: int | str = 'latest', seed: int = 0, sampled: bool = Fa
     place = run.at(at)
     e, seal = Episode(run, int(place.name), seed, sampled), str(manifest(place).get('sha256', ''))
     if e.of(seal): return e
+    e.seal = seal
     make_dir(e.path.parent)
     if is_locked(run.path/'LOCK') and not _put_by(e).exists(): save_state(_put_by(e), dict(agent=load_state(place)['agent']), step=e.step, of=seal)
     words: list[str | Path] = [sys.executable, '-m', 'rlnb.train.replay', run.path.resolve(), '--at', str(e.step), '--seed', str(seed)]
@@ -208,7 +214,7 @@ def wait(self: Episode, timeout: float = 300.) -> Episode:       # in seconds
         if not self.process: raise BadInput('episode', 'nobody records it', '`replay(run, at, seed)` does')
         if time.monotonic() > end: raise Crash(f'{self.run.name}: after {timeout:g} s the episode is not there yet')
         time.sleep(.05)
-    if self.process.returncode == 0 and self.ready: return self
+    if self.of(self.seal): return self
     said = plain(read_bytes(_log(self), _LARGEST).decode(errors='replace'), lines=True).strip().splitlines() or ['no word']
     raise Crash(said[-1].removeprefix('rlnb: '))
 
