@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..core.errors import RlnbError, one_line
 from ..core.io import read_json, write_json
 from ..core.text import Html
+from .compare import Comparer
 from .feed import session_left
 from .form import Form
 from .markup import STYLE, el, note, page, show, view
@@ -78,6 +79,7 @@ class Launcher:
     _remembered: Callable[[], dict[str, Any]]
     _show: Callable[[], None]
     _unlock: Callable[[], None]
+    _button: Callable[..., Any]
     runs: list[Run]
 
     def __init__(self, root: str | Path = 'runs', **settings: Any):
@@ -88,19 +90,15 @@ class Launcher:
         last = self._remembered() | settings
         def field(kind: Any, name: str, value: Any, tip: str, **kw: Any) -> Any:
             return kind(value=value, description=name, tooltip=tip, layout=w.Layout(width='340px'), **kw)
-        known = list(agents)
-        self.agent = field(w.Dropdown, 'agent', last.get('agent', 'ppo'), 'which algorithm', options=known)
+        self.agent = field(w.Dropdown, 'agent', last.get('agent', 'ppo'), 'which algorithm', options=list(agents))
         world, offered = last.get('env', 'rlnb/CartPole-v1'), worlds(self.agent.value)
         self.env = field(w.Combobox, 'world', world, 'an id of Gymnasium or of rlnb', options=offered, ensure_option=False)
         self.steps = field(w.IntText, 'steps', last.get('steps', 100_000), 'environment steps in all')
         self.seeds = field(w.Text, 'seeds', last.get('seeds', '0'), 'one, or several: 0-4 or 1,3,7')
         self.name = field(w.Text, 'name', '', 'of the run; one is made if there is none')
         self.presets = field(w.Checkbox, 'settings known to work here', True, 'begin with the preset of this world, if there is one')
-        self.word, self.drawn, self.found, self.lines = view(), view(), view(), view()
-        self.go = w.Button(description='Start', button_style='primary', tooltip='train in a process of its own')
-        self.test = w.Button(description='Check', tooltip='train for two seconds and say what the run would take')
-        self.go.on_click(lambda _: self.start())
-        self.test.on_click(lambda _: self.check())
+        self.word, self.drawn, self.found, self.lines = (view() for _ in range(4))
+        self.go, self.test = self._button('Start', self.start, button_style='primary'), self._button('Check', self.check)
         self.forms, self.below = w.Accordion([], selected_index=None), w.VBox([])
         pairs = (self.agent, self.env), (self.steps, self.seeds), (self.name, self.presets)
         self.box = w.VBox([view(STYLE), *map(w.HBox, pairs), self.forms, self.drawn, w.HBox([self.test, self.go]), self.word,
@@ -110,6 +108,17 @@ class Launcher:
         for part in (self.steps, self.seeds, self.name): part.observe(lambda _: self.redraw(), 'value')
 
 # %% ../../nbs/80_panels/55_launcher.ipynb #1d095bd9
+_DOES = dict(Start='train in a process of its own', Check='train for two seconds and say what the run would take',
+             **{'Launch another': 'unlock the fields; the run goes on'})
+
+@patch
+def _button(self: Launcher, name: str, do: Callable[[], Any], **kw: Any) -> Any:
+    "A button that says what it does"
+    import ipywidgets as w
+    b = w.Button(description=name, tooltip=_DOES[name], **kw)
+    b.on_click(lambda _: do())
+    return b
+
 @patch
 def rebuild(self: Launcher, agent_cfg: Any = None, run_cfg: Any = None) -> None:
     "Forms for another agent or world, filled with its preset"
@@ -181,12 +190,9 @@ def start(self: Launcher) -> list[Run]:
 @patch
 def _show(self: Launcher) -> None:
     "The runs that were begun, and a way to begin others"
-    import ipywidgets as w
-    another = w.Button(description='Launch another', tooltip='unlock the fields; the run goes on')
-    another.on_click(lambda _: self._unlock())
+    another = self._button('Launch another', self._unlock)
     if len(self.runs) == 1: self.below.children = [another, Monitor(self.runs[0]).box]
     else:
-        from rlnb.panels.compare import Comparer
         self.below.children = [another, Comparer(self.runs).box]
 
 @patch

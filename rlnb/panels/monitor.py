@@ -171,6 +171,7 @@ def press(self: Monitor, what: str) -> Any:
     WATCHER.follow(self.look)
     return out
 
+# %% ../../nbs/80_panels/40_monitor.ipynb #ec31b64b
 @patch
 def _do(self: Monitor, what: str) -> Any:
     run = self.run

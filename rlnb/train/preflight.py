@@ -6,8 +6,6 @@
 __all__ = ['Clock', 'measure', 'preflight', 'main', 'said']
 
 # %% ../../nbs/50_train/67_preflight.ipynb #c95be900
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,8 @@ from time import perf_counter
 from typing import Any
 
 from ..core.errors import BadInput, RlnbError, exit_code, one_line, plain
-from ..core.io import free_bytes, to_json
+from ..core.io import free_bytes, read_json, write_json, write_text
+from ..core.platform import popen_detached
 from ..core.text import duration, si, table
 from ..runs.ckpt import take_apart
 from .callback import Callback, CancelFit
@@ -67,14 +66,17 @@ def measure(exp: Experiment, seconds: float = 2., allow: Iterable[str] = ()) -> 
 # %% ../../nbs/50_train/67_preflight.ipynb #3a606d51
 def preflight(exp: Experiment, seconds: float = 2., root: str | Path = '.', allow: Iterable[str] = (), timeout: float = 120.) -> dict[str, Any]:
     "What a run would need, measured by a process that is thrown away"
-    words = [sys.executable, '-m', 'rlnb.train.preflight', str(seconds), *allow]
-    try: p = subprocess.run(words, input=exp.to_json(), capture_output=True, text=True, timeout=timeout, env=os.environ | {'PYTHONUTF8': '1'})
-    except subprocess.TimeoutExpired:
-        raise BadInput('steps', f'no update within {timeout:g} s', 'a smaller learning_starts, or a faster world') from None
-    if p.returncode:
-        said = (p.stderr.strip().splitlines() or [f'it ended with {p.returncode}'])[-1].removeprefix('rlnb: ')
-        raise BadInput('pre-flight', plain(said)[:300])
-    found: dict[str, Any] = json.loads(p.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as d:
+        room = Path(d)
+        write_text(room/'asked.json', exp.to_json())
+        p = popen_detached([sys.executable, '-m', 'rlnb.train.preflight', d, str(seconds), *allow], room/'log.txt')
+        try: code = p.wait(timeout)
+        except subprocess.TimeoutExpired:
+            p.kill()
+            raise BadInput('steps', f'no update within {timeout:g} s', 'a smaller learning_starts, or a faster world') from None
+        said = (room/'log.txt').read_text(errors='replace').strip().rpartition('rlnb: ')[2]
+        if code: raise BadInput('pre-flight', plain(said)[:300] or f'it ended with {code}')
+        found: dict[str, Any] = read_json(room/'found.json')
     place = Path(root) if Path(root).exists() else Path('.')
     free = free_bytes(place)
     if found['disk'] > free:
@@ -83,8 +85,9 @@ def preflight(exp: Experiment, seconds: float = 2., root: str | Path = '.', allo
     return found | dict(free=free)
 
 def main(argv: list[str]) -> int:
-    "The worker: an experiment on standard input, what was found on the last line"
-    try: print(to_json(measure(Experiment.from_json(sys.stdin.read()), float(argv[0]), argv[1:])))      # noqa: T201
+    "The worker: from `asked.json` in a folder to `found.json`"
+    room = Path(argv[0])
+    try: write_json(room/'found.json', measure(Experiment.from_json((room/'asked.json').read_text()), float(argv[1]), argv[2:]))
     except BaseException as e:
         sys.stderr.write(f'rlnb: {e if isinstance(e, RlnbError) else one_line(e)}\n')
         return exit_code(e)
