@@ -189,7 +189,7 @@ def wait(self: Player, timeout: float = 120.) -> Player:         # in seconds
 class Still:
     "A player as an ordinary output"
     html: Callable[..., Html]
-    def __init__(self, player: Player): self.sides, self.t = player.sides, player.value
+    def __init__(self, player: Player, beside: bool = False): self.sides, self.beside = player.sides, beside      # hidden while a player lives
 
     def png(self) -> bytes:
         "Film strips above charts; nothing before the first episode"
@@ -228,7 +228,7 @@ def html(self: Still, png: bytes = b'') -> Html:
     image = el('img', src='data:image/png;base64,' + base64.b64encode(png).decode(), alt='film strips and charts of the episodes') if png else ''
     words = [el('p', s.error or f'{s.label}: no episode yet') for s in self.sides if not s.shown]
     again = el('p', 'run this cell again to get the living player', cls='rlnb-dim')
-    return el('div', table(rows, names, 'html') if rows else '', image, *words, again, cls='rlnb-twin')
+    return el('div', table(rows, names, 'html') if rows else '', image, *words, again, cls='rlnb-twin' if self.beside else None)
 
 @patch
 def __repr__(self: Still) -> str:
@@ -253,9 +253,9 @@ def _ipython_display_(self: Player) -> None:
     from rlnb.panels.twin import front
     if front() == 'live': display(self.box)
     else: self.wait()
-    self.twin = display(Still(self), display_id=True)
+    self.twin = display(Still(self, True), display_id=True)
 
 @patch
 def snapshot(self: Player) -> None:
     "Draw the still picture again, as it is now"
-    if self.twin: self.twin.update(Still(self))
+    if self.twin: self.twin.update(Still(self, True))
