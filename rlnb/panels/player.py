@@ -39,7 +39,7 @@ class Side:
         self.coming: Episode | None = None                   # what a worker is recording
         self.title, self.word, self.mind, self.picture = view(), view(height='98px'), view(min_height='40px'), view(min_height='158px')
         self.which = w.Dropdown(options=self.options(), description='checkpoint', layout=w.Layout(width='320px'))
-        says = w.VBox([self.word, self.mind], layout=w.Layout(width='345px'))
+        says = w.VBox([self.word, self.mind], layout=w.Layout(width='345px', margin='0 0 0 14px' if alone else '0'))
         seen = w.HBox([self.picture, says]) if alone else w.VBox([self.picture, says])
         self.box = w.VBox([self.title, self.which, seen], layout=w.Layout(width='700px' if alone else '345px'))
         show(self.title, page(el('b', self.label), el('span', f"  {run.config.get('experiment', {}).get('env', '')}", cls='rlnb-dim')))
