@@ -198,3 +198,17 @@ def _kaggle(a: argparse.Namespace) -> dict[str, Any]:
     "Through Kaggle's own command line"
     from rlnb.flow import kaggle, submit
     return submit.typed(a) if a.what == 'submit' else kaggle.typed(a)
+
+# %% ../nbs/97_verbs.ipynb #ae98857f
+@command('let a checkpoint play an episode and say where its film is', *RUN,
+         (('--at',), dict(default='best', metavar='best|latest|STEP', help='which checkpoint')),
+         (('--seed',), dict(type=int, default=0, help='of the episode')),
+         (('--sampled',), dict(action='store_true', help='draw actions, as in training')),
+         (('--allow-import',), dict(action='append', default=[], metavar='MODULE', help="a module that the world's name may import")))
+def _video(a: argparse.Namespace) -> dict[str, Any]:
+    "One file"
+    from rlnb.train.replay import video
+    run = run_of(a)
+    file = video(run, a.at, a.seed, a.sampled, a.allow_import)
+    if not a.json: out(file)
+    return dict(run=run.name, checkpoint=int(file.parent.name.split('-')[0]), seed=a.seed, film=str(file))
