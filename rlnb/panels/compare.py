@@ -17,7 +17,7 @@ from ..core.errors import BadInput, RlnbError
 from ..core.text import Html, table
 from ..evaluation.compare import compare, setting_differences, settings
 from .chart import Curve, chart
-from .feed import WATCHER, Feed
+from .feed import WATCHER, Feed, goal
 from .markup import STYLE, badge, el, note, page, show, view
 from .panes import smoothed
 from ..runs.curves import smooth
@@ -120,7 +120,7 @@ def look(self: Comparer) -> Any:
 def _runs(c: Comparer) -> Html:
     def row(f: Feed) -> tuple[Any, ...]:
         y, e = f.rows.get('episode/return')[1], f.asked
-        good, steps = y[np.isfinite(y)][-20:], f"{f.state['step']:,} of {f.total:,}"
+        good, steps = y[np.isfinite(y)][-20:], f"{f.state['step']:,} of {goal(f):,}"
         return f.run.name, e.get('agent'), e.get('env'), e.get('seed'), f.state['phase'], steps, float(good.mean()) if len(good) else None
     return Html(table(map(row, c.feeds), ['run', 'agent', 'world', 'seed', 'phase', 'steps', 'return'], fmt='html'))
 

@@ -22,7 +22,7 @@ from ..core.errors import RlnbError, one_line, plain
 from ..core.field import parse, valid
 from ..core.text import Html
 from .cards import fixes, minimal, shown
-from .feed import WATCHER, Feed, elapsed, session_left
+from .feed import WATCHER, Feed, elapsed, goal, session_left
 from .markup import STYLE, badge, bar, el, facts, note, page, show, view
 from .panes import PANES, returns
 from .twin import Twin
@@ -133,7 +133,7 @@ def look(self: Monitor) -> Any:
 @patch
 def _head(self: Monitor) -> Html:
     "State, progress, speed, what is left"
-    s, x, total = self.feed.state, self.feed.asked, self.feed.total
+    s, x, total = self.feed.state, self.feed.asked, goal(self.feed)
     seen = self.feed.rows.get('episode/return')[1]
     good = seen[np.isfinite(seen)][-20:]
     running = s['phase'] == 'running'
