@@ -126,8 +126,9 @@ def missing(have: dict, theirs: str) -> list[str]:
         sides = [('rlnb', c.agent), *([('sb3', f"Stable-Baselines3's {c.agent}")] if (c.agent, c.world) in PEERS else [])]
         for side, who in sides:
             lack = [str(s) for s in SEEDS if s not in {r['seed'] for r in of(have, side, c, theirs)}]
-            reason = 'No settings were chosen for this world yet' if not c.steps else 'Not in the grid of tools/learn.py yet' if not measurable(c) else ''
-            if lack: why.setdefault(reason or f'Seeds {", ".join(lack)} were not run yet', []).append(f'{who} in {c.world}')
+            if not lack: continue
+            reason = f'Seeds {", ".join(lack)} were not run yet' if measurable(c) else 'Not in the grid of tools/learn.py yet'
+            why.setdefault(reason if c.steps else 'No settings were chosen for this world yet', []).append(f'{who} in {c.world}')
     return [f'{k}: {", ".join(v)}.' for k, v in why.items()]
 
 
@@ -139,7 +140,8 @@ def machines(have: dict, theirs: str) -> list[tuple]:
             for r in of(have, side, c, theirs):
                 h = r.get('hardware')
                 versions = f"Python {h['python']}, torch {h['torch']}, Gymnasium {h['gymnasium']}" if h else ''
-                mark = (f"{h['cpu']}, {h['cores']} cores" if h else 'not kept', versions, r.get('commit', 'not kept'), 'rlnb' if side == 'rlnb' else f'Stable-Baselines3 {theirs}')
+                whose = 'rlnb' if side == 'rlnb' else f'Stable-Baselines3 {theirs}'
+                mark = (f"{h['cpu']}, {h['cores']} cores" if h else 'not kept', versions, r.get('commit', 'not kept'), whose)
                 count[mark] = count.get(mark, 0) + 1
     return [(*m, n) for m, n in sorted(count.items())]
 

@@ -27,10 +27,9 @@ from .tests import welch
 
 # %% ../../nbs/45_evaluation/20_protocols.ipynb #baa56466
 metrics = Registry('metric')
-metrics.add('return', lambda e: e.summary()['mean'])
-metrics.add('length', lambda e: e.summary('length')['mean'])
-metrics.add('success', lambda e: e.success)
-metrics.add('cost', lambda e: e.summary('cost')['mean'])
+for _name in ('return', 'length', 'success', 'cost'): metrics.add(_name, lambda e, k=_name: _mean(e[k]))
+
+def _mean(x: np.ndarray) -> float: return float(x[np.isfinite(x)].mean()) if np.isfinite(x).any() else float('nan')
 
 def measure(e: Evaluation, names: Iterable[str] | None = None) -> dict[str, float]:
     "All metrics of an evaluation, or some; NaN where a metric has nothing to say"

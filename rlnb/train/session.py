@@ -180,7 +180,8 @@ def end(self: Life, episodes: int) -> None:
     phase = 'finished' if done else 'stopped'
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
-              'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own}
+              'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own,
+              'parameters': sum(p.numel() for p in t.agent.parameters())}
     for c in t.cbs.cbs:
         if hasattr(c, 'publish'): c.publish(t.durable)      # the last checkpoint came after the last of its moments
     index(self.run.path/'metrics.jsonl')                 # so that whoever draws it first need not wait
