@@ -39,7 +39,7 @@ def test_real_runs_are_compared(root):
 def test_what_a_report_must_hold(root):
     "ALGORITHMS section 5, word by word"
     html = report(runs(root), references=REFERENCES).html()
-    for must in ('rlnb/CartPole-v1', '3000', 'training time', 'every seed', 'likeliest action', 'seeds of their own', '20 episodes', 'best of curve', 'last of curve',
+    for must in ('rlnb/CartPole-v1', '3000', 'training time', 'every seed', 'likeliest action', 'seeds of their own', '20 episodes', 'best seen', 'last of curve',
                  'interval of the mean over seeds', 'random', 'solved', 'Seeds that failed', 'agent.lr', 'torch', 'numpy', 'platform', 'cpu'):
         assert must.lower() in html.lower(), must
     for r in runs(root): assert r.name in html

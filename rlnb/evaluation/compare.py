@@ -102,6 +102,7 @@ class Comparison:
     curves: ClassVar[Callable[..., Picture]]
     dots: ClassVar[Callable[..., Picture]]
     difference_table: ClassVar[Callable[..., str]]
+    _repr_html_: ClassVar[Callable[..., str]]
     to_dict: ClassVar[Callable[..., dict[str, Any]]]
 
 # %% ../../nbs/45_evaluation/40_compare.ipynb #761fd077
@@ -195,7 +196,8 @@ def curves(self: Comparison, key: str = 'episode/return', references: Mapping[st
 @patch
 def dots(self: Comparison) -> Picture:
     "Every seed beside its arm's interval"
-    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel=f'{self.measure} return' if self.measure in ('final', *_CURVES) else self.measure)
+    what = f'{self.measure} return' if self.measure in ('final', *_CURVES) else self.measure
+    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel=what)
 
 @patch
 def difference_table(self: Comparison, fmt: str = 'text') -> str:

@@ -111,7 +111,7 @@ class Evaluation:
     schema: int = 1
     table: ClassVar[Callable[..., str]]
     summary: ClassVar[Callable[..., dict[str, Any]]]
-    pick: ClassVar[Callable[[str], int]]
+    pick: ClassVar[Callable[..., int]]
     to_dict: ClassVar[Callable[..., dict[str, Any]]]
     from_dict: ClassVar[Callable[..., 'Evaluation']]
     of: ClassVar[Callable[..., 'Evaluation']]

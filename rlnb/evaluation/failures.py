@@ -156,7 +156,8 @@ class Otherwise(Wrap):
     def __init__(self, env: VecEnv, row: int, episode: int, at: int, instead: Any):
         super().__init__(env)
         self.row, self.episode, self.at, self.instead = row, episode, at, instead
-        if hasattr(instead, 'act') and instead.initial_state(1): raise BadInput('instead', 'it has a memory', 'an agent without one, or a list of actions')
+        if hasattr(instead, 'act') and instead.initial_state(1):
+            raise BadInput('instead', 'it has a memory', 'an agent without one, or a list of actions')
 
     def reset(self, seed: int | None = None) -> Any:
         "Begin anew; nothing is changed yet"

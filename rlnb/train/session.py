@@ -16,6 +16,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
+from ..core.config import diff
 from ..core.errors import BadInput, DiskError, Diverged, RlnbError, exit_code, one_line
 from ..core.folder import sweep
 from ..core.io import write_json, write_text
@@ -242,8 +243,9 @@ def fit(run: Run, steps: int | None = None, episodes: int = 100, cbs: Iterable[C
 
 # %% ../../nbs/50_train/50_session.ipynb #17cf3466
 def facts(exp: Experiment, **more: Any) -> dict[str, Any]:
-    "What a run's config.json says"
-    return dict(experiment=exp.to_dict(), digest=exp.digest(), group=exp.group, fingerprint=mark(exp), **more)
+    "What a run's config.json says; `differs`: what is not as by default, (default, here)"
+    differs = {k: v for k, v in diff(Experiment.from_dict(dict(agent=exp.agent)), exp).items() if k not in ('env', 'seed', 'group', 'steps')}
+    return dict(experiment=exp.to_dict(), digest=exp.digest(), group=exp.group, differs=differs, fingerprint=mark(exp), **more)
 
 def folder_for(exp: Experiment, root: str | Path, name: str = '') -> Run:
     "A fresh run folder for an experiment"
