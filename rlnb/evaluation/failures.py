@@ -212,8 +212,19 @@ def replay(agent: Any, env: str, e: Evaluation, index: int,
     return Replay(obs, act, reward, pictures)
 
 # %% ../../nbs/45_evaluation/35_failures.ipynb #112253fb
+def _drawn(env: str) -> dict[str, Any]:
+    "What a world of Gymnasium must be told before it draws"
+    import gymnasium
+    return dict(render_mode='rgb_array') if env in gymnasium.registry and not env.startswith('rlnb/') else {}
+
+def _small(x: np.ndarray, most: int = 320) -> np.ndarray:
+    "A picture at most so many points wide and high, by averaging"
+    k = -(-max(x.shape[:2])//most)
+    return x if k == 1 else x[:x.shape[0]//k*k, :x.shape[1]//k*k].reshape(x.shape[0]//k, k, -1, k, 3).mean((1, 3)).astype(np.uint8)
+
 def film_of(agent: Any, env: str, e: Evaluation, index: int, most: int = 100, fps: float = 20., **kw: Any) -> Media:
     "One episode of an evaluation as a GIF of at most so many pictures"
-    shots = replay(agent, env, e, index, -(-int(e['length'][index])//most), **kw).pictures
+    every = -(-int(e['length'][index])//most)
+    shots = [_small(x) for x in replay(agent, env, e, index, every, **_drawn(env) | kw).pictures]
     if not shots: raise BadInput('index', f'episode {index} ended with its first step', 'one that can be watched')
     return Media(_gif(shots, fps))

@@ -95,7 +95,7 @@ def curves(groups: Mapping[str, Sequence[Curve]], xlabel: str = 'environment ste
             ax.axhline(y, color='.55', lw=.8, ls='--')
             ax.annotate(name, (1.01, y), xycoords=('axes fraction', 'data'), va='center', fontsize=8, color='.4')
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        ax.legend()
+        ax.legend(loc='lower right', frameon=True, framealpha=.85, edgecolor='none')
     return fig
 
 # %% ../../nbs/45_evaluation/30_plots.ipynb #49adb691

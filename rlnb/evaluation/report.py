@@ -54,7 +54,8 @@ class Block:
             role = '' if self.film else f' role="img" aria-label="{esc(self.text)}"'
             return f'<figure class="{self.kind}"{role}>{shown}<figcaption>{esc(self.text)}</figcaption></figure>'
         if self.headers:
-            t = f'<div class="wide">{_table(self.rows, self.headers, "html")}</div>'
+            told = ' told' if any(len(str(x)) > 50 for r in self.rows for x in (r.values() if isinstance(r, Mapping) else r)) else ''
+            t = f'<div class="wide{told}">{_table(self.rows, self.headers, "html")}</div>'
             return f'<details><summary>{esc(self.fold)}</summary>{t}</details>' if self.fold else t
         return f'<p>{esc(self.text)}</p>'
     def markdown(self, file: str = '') -> str:
@@ -71,8 +72,12 @@ h1{font-size:1.6rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.15rem;margin
 p{margin:.6rem 0}.lead{color:#555}figure{margin:1rem 0}figure svg{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#555}
 .wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;border-bottom:1px solid #e5e5e5;white-space:nowrap}th{border-bottom:2px solid #bbb}
-summary{cursor:pointer;color:#0059a0}@media print{body{margin:0;max-width:none;font-size:10.5pt}h2{break-after:avoid}
-figure,table,p{break-inside:avoid}.wide{overflow:visible}table{font-size:8.5pt}th,td{white-space:normal;padding:.15rem .4rem}}'''
+.told td{white-space:normal;overflow-wrap:anywhere;vertical-align:top}.told td:first-child{overflow-wrap:normal;white-space:nowrap}
+figure.gif{display:inline-block;width:17rem;max-width:100%;margin:.6rem 1.2rem .6rem 0;vertical-align:top}
+figure.gif img{max-width:100%;border:1px solid #ddd;border-radius:3px}
+summary{cursor:pointer;color:#0059a0}@media(max-width:40rem){th,td{padding:.25rem .4rem}table{font-size:.8rem}}
+@media print{details::details-content{content-visibility:visible;block-size:auto}body{margin:0;max-width:none;font-size:10.5pt}h2{break-after:avoid}
+figure,table,p{break-inside:avoid}details table{break-inside:auto}summary{break-after:avoid}.wide{overflow:visible}table{font-size:8.5pt}th,td{white-space:normal;padding:.15rem .4rem}}'''
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 # %% ../../nbs/45_evaluation/45_report.ipynb #70b7c46c
@@ -200,7 +205,7 @@ def report(what: Any,                                      # runs, names → run
         limited = [r[4] for r in harm_rows(c) if r[4] != 'no limit']
         kept = [Block(f'{limited.count("yes")} of {len(limited)} seeds keep within their limit.')] if limited else []
         s['Return and harm'] = [*kept, *_block(harm_rows(c), 'arm', 'run', 'return', 'cost', 'within the limit', 'cost of training')]
-        apart = [[d['setting'], *(str(d[k]) for k in c.settings)] for d in c.differences]
+        apart = [[k, *(str(x[k]) if k in x else None for x in c.settings.values())] for k in (d['setting'] for d in c.differences)]
         s['What differs'] = _block(apart, 'setting', *c.settings)
         s['Seeds that failed'] = [Block(x) for x in failed_seeds(c, refs)]
         s['Played again'] = encore_blocks(c)
