@@ -178,7 +178,7 @@ def main() -> int:
     took: dict[tuple, int] = {}
     for r in have.values(): took[r['side'], r['agent'], r['world']] = r['seconds']
     for side, c, seed in todo(have, here) if a.minutes else []:
-        guess = took.get((side, c.agent, c.world)) or took.get(('rlnb', c.agent, c.world), c.steps/4000)*(3 if side == 'sb3' else 1)
+        guess = took.get((side, c.agent, c.world), c.steps/(4000 if side == 'rlnb' else 1500))
         if time.monotonic() + guess > end: continue
         k = key(side, c, seed, here)
         r = have[k] = measure(side, c, seed, k[-1])

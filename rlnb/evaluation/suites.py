@@ -133,6 +133,7 @@ class Assessment:
     matrix: Callable[..., np.ndarray]
     by: Callable[..., dict[Any, Estimate]]
     missing: Callable[[], list[tuple[int, int]]]
+    grid: Callable[..., dict[str, dict[int, Estimate]]]
     table: Callable[..., str]
     def __init__(self, suite: Suite, rows: list[dict[str, Any]], agents: int = 1): self.suite, self.rows, self.agents = suite, rows, agents
 
@@ -173,6 +174,15 @@ def matrix(self: Assessment, score: str = 'normalised') -> np.ndarray:
         run = r['agent'] if self.agents > 1 else self.suite.tasks[r['task']].seeds.index(r['seed'])
         cells.setdefault((run, r['task']), []).append(r.get(score, np.nan))
     return np.array([[np.mean(cells.get((j, i), [np.nan])) for i in range(len(self.suite.tasks))] for j in range(n)])
+
+@patch
+def grid(self: Assessment, score: str = 'normalised') -> dict[str, dict[int, Estimate]]:
+    "Estimates by category and level, as a heat map takes them (page plots); cells that lack the score are left out"
+    x, cells = self.matrix(score), dict[str, dict[int, Estimate]]()
+    for c, k in sorted({(t.category, t.level) for t in self.suite.tasks}):
+        at = [i for i, t in enumerate(self.suite.tasks) if (t.category, t.level) == (c, k)]
+        if np.isfinite(x[:, at]).all(): cells.setdefault(c, {})[k] = estimate(x[:, at], mean)
+    return cells
 
 @patch
 def missing(self: Assessment) -> list[tuple[int, int]]:
