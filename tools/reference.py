@@ -15,6 +15,7 @@ from functools import cache
 
 import learn
 import peer
+import versus
 from pages import ROOT
 
 RESULTS, PAGE = ROOT / 'results' / 'reference.jsonl', ROOT / 'docs' / 'results.md'
@@ -146,10 +147,23 @@ def machines(have: dict, theirs: str) -> list[tuple]:
     return [(*m, n) for m, n in sorted(count.items())]
 
 
+def ten_seeds(theirs: str) -> list[tuple]:
+    "What tools/versus.py measured: PPO against theirs, other seeds and twice as many"
+    from rlnb.evaluation.tests import verdict
+    have, out = versus.read(), []
+    for c in versus.CELLS if have else []:
+        ours, peers = ([x for s in versus.SEEDS if (x := have.get((c.world, c.steps, s, side, versus.version(c, side, theirs)))) is not None]
+                       for side in ('rlnb', 'sb3'))
+        v = verdict(ours, peers, ('rlnb', 'SB3')) if ours and peers else None
+        both = '' if v is None else f'{v.better} higher' if v.better else 'seeds missing' if any(v.missing) else 'not told apart'
+        out.append((c.agent, c.world, f'{c.steps:,}', f'{said(ours)} ({len(ours)})', f'{said(peers)} ({len(peers)})', both))
+    return out
+
+
 HOW = '''Every agent of rlnb in the classic worlds of Gymnasium, with Stable-Baselines3 beside it. A number is the mean return of the **last** policy,
 with its likeliest actions, over 100 episodes of fresh worlds on seeds of their own; the best checkpoint is not looked for. Each seed is a whole
-training, 0 to 4, fixed beforehand, and all are shown. Intervals are 95 % over seeds (bootstrap, widened for few of them), so those of five seeds are
-wide. Stable-Baselines3 has the settings of our preset in its own words, its own loop and its own vector of worlds, and is judged by the same function
+training, 0 to 4, fixed beforehand; all of ours are shown, the peer's are in `results/reference.jsonl`. Intervals are 95 % over seeds (bootstrap,
+widened for few of them), so those of five seeds are wide. Stable-Baselines3 has the settings of our preset in its own words, its own loop and its own vector of worlds, and is judged by the same function
 on the same evaluation seeds. *Not told apart* is the verdict of Welch's and the permutation test on the seeds of both; it does not say that they are
 equal.
 
@@ -164,6 +178,9 @@ def page(have: dict, theirs: str) -> str:
     for w, t in worlds().items():
         out += [f'## {w}', f'Random actions get {t.low:.4g}; the reference of the suite is {t.high:.4g}.']
         out += [table(rows_of(w, have, theirs), heads, 'markdown')]
+    if ten := ten_seeds(theirs):
+        out += ['## PPO on ten other seeds', 'By `python tools/versus.py`; how many seeds are there stands in brackets.',
+                table(ten, ('agent', 'world', 'steps', 'rlnb', f'SB3 {theirs}', 'the two'), 'markdown')]
     out += ['## What is missing', '\n'.join(f'- {s}' for s in missing(have, theirs)) or 'Nothing.', '## Where it was measured',
             table(machines(have, theirs), ('machine', 'versions', 'commit', 'whose', 'rows'), 'markdown')]
     return '\n\n'.join(out) + '\n'

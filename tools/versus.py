@@ -48,6 +48,12 @@ def version(c, side, theirs):
     return peer.version(c, theirs)
 
 
+def read():
+    "Means by (world, steps, seed, side, version)"
+    rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
+    return {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}
+
+
 def table(have, theirs):
     "Means with their intervals over seeds, and whether they overlap"
     from rlnb.evaluation.stats import interval
@@ -78,7 +84,7 @@ def main():
         return print(json.dumps(globals()[side](CELLS[int(k)], int(seed))))
     rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
     there, theirs = bool(theirs), theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
-    have, end = {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}, time.monotonic() + 60*a.minutes
+    have, end = read(), time.monotonic() + 60*a.minutes
     for k, c in enumerate(CELLS):
         for seed in SEEDS:
             for side in ('rlnb', 'sb3'):

@@ -77,7 +77,9 @@ figure.gif{display:inline-block;width:17rem;max-width:100%;margin:.6rem 1.2rem .
 figure.gif img{max-width:100%;border:1px solid #ddd;border-radius:3px}
 summary{cursor:pointer;color:#0059a0}@media(max-width:40rem){th,td{padding:.25rem .4rem}table{font-size:.8rem}}
 @media print{details::details-content{content-visibility:visible;block-size:auto}body{margin:0;max-width:none;font-size:10.5pt}h2{break-after:avoid}
-figure,table,p{break-inside:avoid}details table{break-inside:auto}summary{break-after:avoid}.wide{overflow:visible}table{font-size:8.5pt}th,td{white-space:normal;padding:.15rem .4rem}}'''
+figure,table,p{break-inside:avoid}
+details table{break-inside:auto}summary{break-after:avoid}.wide{overflow:visible}
+table{font-size:8.5pt}th,td{white-space:normal;padding:.15rem .4rem}}'''
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 # %% ../../nbs/45_evaluation/45_report.ipynb #70b7c46c
