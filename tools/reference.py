@@ -160,12 +160,12 @@ def ten_seeds(theirs: str) -> list[tuple]:
     return out
 
 
-HOW = '''Every agent of rlnb in the classic worlds of Gymnasium, with Stable-Baselines3 beside it. A number is the mean return of the **last** policy,
-with its likeliest actions, over 100 episodes of fresh worlds on seeds of their own; the best checkpoint is not looked for. Each seed is a whole
-training, 0 to 4, fixed beforehand; all of ours are shown, the peer's are in `results/reference.jsonl`. Intervals are 95 % over seeds (bootstrap,
-widened for few of them), so those of five seeds are wide. Stable-Baselines3 has the settings of our
-preset in its own words, its own loop and its own vector of worlds, and is judged by the same function on the same evaluation seeds. *Not told apart* is the verdict of Welch's and the permutation test on the seeds of both; it does not say that they are
-equal.
+HOW = '''Every agent of rlnb in the classic worlds of Gymnasium, with Stable-Baselines3 beside it. A number is the mean return of the **last**
+policy, with its likeliest actions, over 100 episodes of fresh worlds on seeds of their own; the best checkpoint is not looked for. Each
+seed is a whole training, 0 to 4, fixed beforehand; all of ours are shown, the peer's are in `results/reference.jsonl`. Intervals are 95
+% over seeds (bootstrap, widened for few of them), so those of five seeds are wide. Stable-Baselines3 has the settings of our preset in
+its own words, its own loop and its own vector of worlds, and is judged by the same function on the same evaluation seeds. *Not told
+apart* is the verdict of Welch's and the permutation test on the seeds of both; it does not say that they are equal.
 
 `python tools/reference.py` writes this page from `results/`; budgets and settings are those of the presets.'''
 
