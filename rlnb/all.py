@@ -21,13 +21,24 @@ from .core.schedule import KLAdaptive, Plateau, Timeline, constant, cosine, expo
 from .core.seed import env_seeds, isolated, seed_everything, stream, torch_stream
 
 from .envs.gym import make
-from .evaluation.evaluate import play
-from .evaluation.stats import interval
+from .evaluation.compare import compare
+from .evaluation.evaluate import Evaluation, evaluate, inference_time, play
+from .evaluation.failures import failures, film_of, replay
+from .evaluation.perturb import degradation, perturbations
+from .evaluation.protocols import judge, metrics, protocols
+from .evaluation.rank import decide, look, pareto, ranking
+from .evaluation.report import report
+from .evaluation.stats import estimate, improvement, interval, iqm
+from .evaluation.suites import Suite, Task, assess, suites
+from .evaluation.tests import seeds_needed, verdict, verdicts
 from .panels.panel import Panel
+from .runs.glance import glance
 from .runs.run import Run, find, runs
 from .train.callback import Callback, CancelFit, Enough
+from .train.encore import encore, keep, player
 from .train.experiment import Experiment, build
 from .train import record as _record       # gives `Run` verify, reproduce and fork
+from .train import replay as _replay       # and video
 from .train.launch import launch
 from .train.session import fit, load, train
 from .train.trainer import Trainer

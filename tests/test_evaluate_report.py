@@ -39,7 +39,7 @@ def test_real_runs_are_compared(root):
 def test_what_a_report_must_hold(root):
     "ALGORITHMS section 5, word by word"
     html = report(runs(root), references=REFERENCES).html()
-    for must in ('rlnb/CartPole-v1', '3000', 'training time', 'every seed', 'likeliest action', 'seeds of their own', '20 episodes', 'best of curve', 'last of curve',
+    for must in ('rlnb/CartPole-v1', '3000', 'training time', 'every seed', 'likeliest action', 'seeds of their own', '20 episodes', 'best seen', 'last of curve',
                  'interval of the mean over seeds', 'random', 'solved', 'Seeds that failed', 'agent.lr', 'torch', 'numpy', 'platform', 'cpu'):
         assert must.lower() in html.lower(), must
     for r in runs(root): assert r.name in html
@@ -59,6 +59,35 @@ def test_the_same_bytes_in_another_process(root, tmp_path, suffix):
         subprocess.run([sys.executable, '-c', CODE, str(root), str(f)], check=True, env={**os.environ, 'PYTHONHASHSEED': salt})
         got.append({p.name: p.read_bytes() for p in (tmp_path / salt).iterdir()})
     assert got[0] == got[1] and len(got[0]) == (3 if suffix == 'md' else 1)
+
+
+def test_the_notebook_shows_what_its_code_gives(root, tmp_path):
+    "It is stored executed; executed again, from where it lies, the comparison is the same"
+    import nbformat
+    from nbclient import NotebookClient
+    f = report(runs(root), references=REFERENCES).save(tmp_path / 'report.ipynb')
+    nb = nbformat.read(f, 4)
+    code = [c for c in nb.cells if c.cell_type == 'code']
+    was = code[0].outputs[0].data
+    assert len(code) == 1 and code[0].execution_count == 1 and 'cannot be told apart' in was['text/plain']
+    NotebookClient(nb, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    assert code[0].outputs[0].data['text/plain'] == was['text/plain']
+
+
+def test_films_and_metrics_of_real_runs(root, tmp_path):
+    "What `keep` left is in the report, in all three forms, and the bytes are the same"
+    from rlnb.train.encore import keep
+    shutil.copytree(root, tmp_path / 'r')
+    told = keep(tmp_path / 'r' / 'ppo-0', 'latest', 20)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'b').mkdir()
+    for d in ('a', 'b'):
+        for kind in ('html', 'md', 'ipynb'): report(runs(tmp_path / 'r')).save(tmp_path / d / f'x.{kind}')
+    a, b = ({p.name: p.read_bytes() for p in (tmp_path / d).iterdir()} for d in ('a', 'b'))
+    assert a == b and sum(n.endswith('.gif') for n in a) == len(told['films']) == 3
+    html = a['x.html'].decode()
+    assert html.count('data:image/gif') == 3 and a['x.ipynb'].count(b'"image/gif"') == 3
+    assert 'the worst of 20 episodes' in html and 'likeliest' in html and 'length' in html and f"{told['failures'][0]['episodes']}" in html
 
 
 def test_reading_changes_nothing(root, tmp_path):

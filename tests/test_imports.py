@@ -1,4 +1,4 @@
-"What an import costs: each measured in a fresh interpreter, the best of three, so that a busy machine does not decide"
+"What an import costs, in seconds of processor time: each measured in a fresh interpreter, the best of three, so that a busy machine does not decide"
 import subprocess
 import sys
 
@@ -7,9 +7,9 @@ from pages import pages
 CODE = '''
 import sys, time
 {before}
-then = time.perf_counter()
+then = time.process_time()
 import {what}
-print(time.perf_counter() - then, *sorted({{m.split('.')[0] for m in sys.modules}} & {{'torch', 'matplotlib', 'gymnasium', 'scipy', 'pandas', 'IPython', 'nbdev', 'optuna', 'papermill'}}))
+print(time.process_time() - then, *sorted({{m.split('.')[0] for m in sys.modules}} & {{'torch', 'matplotlib', 'gymnasium', 'scipy', 'pandas', 'IPython', 'nbdev', 'optuna', 'papermill'}}))
 '''
 
 

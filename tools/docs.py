@@ -35,7 +35,7 @@ FLOORS = {
     '45_evaluation': 'Evaluation', '50_train': 'Training', '60_search': 'Search', '70_flow': 'Pipelines and clouds', '80_panels': 'Panels',
     '': 'From the outside',       # notebooks that stand in nbs/ itself: the command line, the public names
 }
-PROJECT = {'docs/troubleshooting.md': 'troubleshooting', 'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
+PROJECT = {'docs/results.md': 'results', 'docs/troubleshooting.md': 'troubleshooting', 'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 INI = ConfigParser(delimiters=['='])
 INI.read(ROOT / 'settings.ini', encoding='utf-8')
 SET = INI['DEFAULT']

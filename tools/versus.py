@@ -5,16 +5,15 @@ A cell is a world, a seed and a side, and one line of results/versus.jsonl. Sett
 is the last policy, greedy, over 100 episodes; the intervals are over seeds, and have to overlap. Their rows stay until their version or the settings
 change."""
 import argparse
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import learn
+import peer
 from pages import ROOT
 
 RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', range(100, 110)
@@ -37,21 +36,22 @@ def rlnb(c, seed):
 
 
 def sb3(c, seed):
-    "Theirs"
-    import torch
-    from rlnb.train.measure import sb3_settings
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
-    torch.set_num_threads(1)
-    e = experiment(c, seed)
-    model = PPO('MlpPolicy', make_vec_env(c.world, e.num_envs, seed=seed), seed=seed, device='cpu', **sb3_settings(e.agent_cfg)).learn(c.steps)
-    return float(evaluate_policy(model, make_vec_env(c.world, 20, seed=10_000 + seed), 100)[0])
+    "Theirs, judged by the same function in the same worlds"
+    from rlnb.core.seed import seed_of
+    from rlnb.envs.gym import make
+    from rlnb.evaluation.evaluate import play
+    return float(play(peer.trained(c, seed), make(c.world, 20), 100, seed_of(seed, 'play')).mean())
 
 
 def version(c, side, theirs):
     if side == 'rlnb': return learn.version(c)
-    return f'{theirs}-{hashlib.sha256(json.dumps(learn.settings(c), sort_keys=True).encode()).hexdigest()[:8]}'
+    return peer.version(c, theirs)
+
+
+def read():
+    "Means by (world, steps, seed, side, version)"
+    rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
+    return {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}
 
 
 def table(have, theirs):
@@ -78,21 +78,19 @@ def main():
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
     p.add_argument('--one', nargs=3, help=argparse.SUPPRESS)
     a = p.parse_args()
-    if a.sb3: sys.path.insert(0, str(Path(a.sb3).absolute()))
+    theirs = peer.at(a.sb3)
     if a.one:
         side, k, seed = a.one
         return print(json.dumps(globals()[side](CELLS[int(k)], int(seed))))
-    try: theirs = metadata.version('stable-baselines3')
-    except metadata.PackageNotFoundError: theirs = ''
     rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
-    theirs = theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
-    have, end = {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}, time.monotonic() + 60*a.minutes
+    there, theirs = bool(theirs), theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
+    have, end = read(), time.monotonic() + 60*a.minutes
     for k, c in enumerate(CELLS):
         for seed in SEEDS:
             for side in ('rlnb', 'sb3'):
                 key = c.world, c.steps, seed, side, version(c, side, theirs)
                 guess = max((r['seconds'] for r in rows if (r['world'], r['steps'], r['side']) == (c.world, c.steps, side)), default=60)
-                if key in have or (side == 'sb3' and not metadata_there()) or time.monotonic() + guess > end: continue
+                if key in have or (side == 'sb3' and not there) or time.monotonic() + guess > end: continue
                 then, more = time.monotonic(), ['--sb3', a.sb3] if a.sb3 else []
                 env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
                 command = [sys.executable, str(Path(__file__).resolve()), *more, '--one', side, str(k), str(seed)]
@@ -107,12 +105,6 @@ def main():
     text, well = table(have, theirs)
     print(text)
     return int(not well)
-
-
-def metadata_there():
-    "Is the peer installed?"
-    try: return bool(metadata.version('stable-baselines3'))
-    except metadata.PackageNotFoundError: return False
 
 
 if __name__ == '__main__':

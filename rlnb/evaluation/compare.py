@@ -68,9 +68,12 @@ def curve_of(run: Run, budget: str = 'steps', key: str = 'episode/return') -> tu
     if not np.isfinite(rate): raise BadInput('budget', f'{run.name} has not finished, its seconds are not known', 'steps')
     return np.asarray(x, float)*rate, np.asarray(y, float)
 
+_CURVES = ('curve', 'area')
+
 def score_of(run: Run, measure: str, budget: str, end: float) -> float:
     "The number of one seed; NaN where there is none"
-    if measure == 'final': return float(run.result.get('return', {}).get('mean', np.nan))
+    if measure == 'final': return float((run.result.get('return') or {}).get('mean', np.nan))
+    if measure not in _CURVES: return float(run.result.get('metrics', {}).get(measure, np.nan))
     x, y = curve_of(run, budget)
     last = (x <= end*(1 + 1e-9)) & (x > (.9*end if measure == 'curve' else 0))
     return float(y[last].mean()) if last.any() else float('nan')
@@ -99,6 +102,7 @@ class Comparison:
     curves: ClassVar[Callable[..., Picture]]
     dots: ClassVar[Callable[..., Picture]]
     difference_table: ClassVar[Callable[..., str]]
+    _repr_html_: ClassVar[Callable[..., str]]
     to_dict: ClassVar[Callable[..., dict[str, Any]]]
 
 # %% ../../nbs/45_evaluation/40_compare.ipynb #761fd077
@@ -106,15 +110,19 @@ def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
     every = [r for rs in by.values() for r in rs]
     worlds = sorted({str(r.config.get('experiment', {}).get('env')) for r in every})
     if len(worlds) > 1: raise BadInput('runs', f'of {len(worlds)} worlds: {", ".join(worlds)}', 'of one world')
-    if measure not in ('final', 'curve', 'area'): raise BadInput('measure', repr(measure), 'final, curve or area')
+    known = dict.fromkeys(['final', *_CURVES, *(k for r in every for k in r.result.get('metrics', {}))])
+    if measure not in known: raise BadInput('measure', repr(measure), f'one of {", ".join(known)}')
     if budget not in ('steps', 'seconds'): raise BadInput('budget', repr(budget), 'steps or seconds')
     ends, notes = [], []
     for r in every:
         x = curve_of(r, budget)[0]
         ends.append(float(x[-1]) if len(x) else float(r.result.get('steps', 0)))
     asked = sorted({r.result.get('steps', 0) for r in every})
-    if measure == 'final' and asked[-1] > 1.05*asked[0]:
+    if measure not in _CURVES and asked[-1] > 1.05*asked[0]:
         notes.append(f'Not the same budget: the runs ended after {", ".join(map(str, asked))} steps.')
+    sizes = {k: n for k, rs in by.items() if (n := rs[0].result.get('parameters'))}
+    if sizes and max(sizes.values()) > 1.05*min(sizes.values()):
+        notes.append(f'Not the same size: {", ".join(f"{k} has {n:,} parameters" for k, n in sizes.items())}.')
     scores: dict[str, list[float]] = {}
     for name, rs in by.items():
         found = {r.name: score_of(r, measure, budget, min(ends)) for r in rs}
@@ -126,7 +134,7 @@ def _of_runs(by: dict[str, list[Run]], measure: str, budget: str) -> Comparison:
 
 # %% ../../nbs/45_evaluation/40_compare.ipynb #39bd610b
 def compare(what: Any,                  # runs, names → runs, or names → numbers
-            measure: str = 'final',     # or curve, area
+            measure: str = 'final',     # or curve, area, or a metric by name
             budget: str = 'steps') -> Comparison:   # or seconds
     "Compare algorithms by their seeds"
     if not what: raise BadInput('runs', 'none', 'at least one')
@@ -188,7 +196,8 @@ def curves(self: Comparison, key: str = 'episode/return', references: Mapping[st
 @patch
 def dots(self: Comparison) -> Picture:
     "Every seed beside its arm's interval"
-    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel='score' if self.measure == 'score' else f'{self.measure} return')
+    what = f'{self.measure} return' if self.measure in ('final', *_CURVES) else self.measure
+    return _dots({k: xs for k, xs in self.scores.items() if xs}, xlabel=what)
 
 @patch
 def difference_table(self: Comparison, fmt: str = 'text') -> str:

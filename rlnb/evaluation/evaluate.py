@@ -111,9 +111,10 @@ class Evaluation:
     schema: int = 1
     table: ClassVar[Callable[..., str]]
     summary: ClassVar[Callable[..., dict[str, Any]]]
-    pick: ClassVar[Callable[[str], int]]
+    pick: ClassVar[Callable[..., int]]
     to_dict: ClassVar[Callable[..., dict[str, Any]]]
     from_dict: ClassVar[Callable[..., 'Evaluation']]
+    of: ClassVar[Callable[..., 'Evaluation']]
 
     def __getitem__(self, name: str) -> np.ndarray:
         "A column; NaN where the world says nothing of it"
@@ -174,6 +175,15 @@ def from_dict(cls: Evaluation, d: dict[str, Any]) -> Evaluation:
     columns = {k: [float(x) for x in v] for k, v in d['columns'].items()}
     return Evaluation(d['world'], d['policy'], d['seed'], d['num_envs'], columns, d['unfinished'])
 
+# %% ../../nbs/45_evaluation/10_evaluate.ipynb #74ba3848
+_ALWAYS = ('return', 'length', 'terminated', 'row')
+
+@patch(cls_method=True)
+def of(cls: Evaluation, got: dict[str, np.ndarray], world: str, seed: int, num_envs: int, episodes: int, explore: bool = False) -> Evaluation:
+    "An evaluation from the columns of `roll`"
+    columns = {k: v.tolist() for k, v in got.items() if k in _ALWAYS or np.isfinite(v).any()}
+    return Evaluation(world, 'drawn' if explore else 'likeliest', seed, num_envs, columns, -(-episodes//num_envs)*num_envs - len(got['row']))
+
 # %% ../../nbs/45_evaluation/10_evaluate.ipynb #b8c5308b
 def evaluate(agent: Any, env: Any, episodes: int = 100, seed: int = 0,
              explore: bool = False,       # draw actions as in training, or take the likeliest
@@ -185,11 +195,7 @@ def evaluate(agent: Any, env: Any, episodes: int = 100, seed: int = 0,
         with undisturbed(agent, seed): got = roll(agent, world, episodes, seed_of(seed, 'evaluation', bits=31), explore, limit, watch)
     finally:
         if made: world.close()
-    name, n = env if isinstance(env, str) else type(world).__name__, world.num_envs
-    columns = {k: v.tolist() for k, v in got.items() if k in _ALWAYS or np.isfinite(v).any()}
-    return Evaluation(name, 'drawn' if explore else 'likeliest', seed, n, columns, -(-episodes//n)*n - len(got['row']))
-
-_ALWAYS = ('return', 'length', 'terminated', 'row')
+    return Evaluation.of(got, env if isinstance(env, str) else type(world).__name__, seed, world.num_envs, episodes, explore)
 
 # %% ../../nbs/45_evaluation/10_evaluate.ipynb #eff3e05c
 def inference_time(agent: Any, env: Any, batches: tuple[int, ...] = (1, 64), calls: int = 200, warmup: int = 20, **kw: Any) -> list[dict[str, float]]:

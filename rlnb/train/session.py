@@ -16,6 +16,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
+from ..core.config import diff
 from ..core.errors import BadInput, DiskError, Diverged, RlnbError, exit_code, one_line
 from ..core.folder import sweep
 from ..core.io import write_json, write_text
@@ -24,7 +25,8 @@ from ..core.schedule import KLAdaptive, Plateau, at
 from ..core.seed import seed_of
 from ..core.text import redact, slug
 from ..envs.gym import make
-from ..evaluation.evaluate import play
+from ..evaluation.evaluate import Evaluation, roll
+from ..evaluation.protocols import measured
 from ..evaluation.stats import interval
 from ..runs.ckpt import load_state
 from ..runs.control import Inbox
@@ -51,6 +53,7 @@ class Life:
     begin: Callable[..., None]
     callbacks: Callable[..., list[Callback]]
     extend: Callable[..., None]
+    judged: Callable[[int], Evaluation]
     end: Callable[..., None]
     fail: Callable[..., None]
     close: Callable[[], None]
@@ -154,6 +157,14 @@ def _score(xs: Any, over: str) -> dict[str, Any] | None:
     low, high = interval(xs)
     return dict(mean=float(sum(xs)/len(xs)), low=low, high=high, over=over, n=len(xs))
 
+# %% ../../nbs/50_train/50_session.ipynb #6316b832
+@patch
+def judged(self: Life, episodes: int) -> Evaluation:
+    "Episodes of the trained agent, likeliest actions, worlds of their own"
+    seed, env = seed_of(self.exp.seed, 'play'), self.stage(episodes)
+    try: return Evaluation.of(roll(self.t.agent, env, episodes, seed), self.exp.env, seed, env.num_envs, episodes)
+    finally: env.close()
+
 # %% ../../nbs/50_train/50_session.ipynb #885c85c2
 @patch
 def end(self: Life, episodes: int) -> None:
@@ -164,13 +175,15 @@ def end(self: Life, episodes: int) -> None:
     why = t.stopped if done else self.control.why or t.stopped
     seal = self.saver.saved(t, 'final' if done else 'stop', resume=self.saver.tier != 'boundary', **(dict(why=why) if done and why else {}))
     point = resume_point(self.run.path)
-    score = _score(play(t.agent, self.stage(episodes), episodes, seed_of(self.exp.seed, 'play')), 'episodes') if done and episodes else None
+    e = self.judged(episodes) if done and episodes else None
+    score, own = (_score(e['return'], 'episodes'), measured(e, self.told)) if e else (None, {})
     seconds = self.saver.facts(t)['seconds']
     kept = self.run.at('latest').name if seal or point else ''
     phase = 'finished' if done else 'stopped'
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
-              'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0}
+              'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own,
+              'parameters': sum(p.numel() for p in t.agent.parameters())}
     for c in t.cbs.cbs:
         if hasattr(c, 'publish'): c.publish(t.durable)      # the last checkpoint came after the last of its moments
     index(self.run.path/'metrics.jsonl')                 # so that whoever draws it first need not wait
@@ -231,8 +244,9 @@ def fit(run: Run, steps: int | None = None, episodes: int = 100, cbs: Iterable[C
 
 # %% ../../nbs/50_train/50_session.ipynb #17cf3466
 def facts(exp: Experiment, **more: Any) -> dict[str, Any]:
-    "What a run's config.json says"
-    return dict(experiment=exp.to_dict(), digest=exp.digest(), group=exp.group, fingerprint=mark(exp), **more)
+    "What a run's config.json says; `differs`: what is not as by default, (default, here)"
+    differs = {k: v for k, v in diff(Experiment.from_dict(dict(agent=exp.agent)), exp).items() if k not in ('env', 'seed', 'group', 'steps')}
+    return dict(experiment=exp.to_dict(), digest=exp.digest(), group=exp.group, differs=differs, fingerprint=mark(exp), **more)
 
 def folder_for(exp: Experiment, root: str | Path, name: str = '') -> Run:
     "A fresh run folder for an experiment"

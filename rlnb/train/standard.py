@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from ..core.errors import BadInput, DiskError
 from ..core.schedule import KLAdaptive, Plateau
 from ..core.seed import isolated
-from ..evaluation.evaluate import roll
+from ..evaluation.evaluate import Evaluation, roll
+from ..evaluation.protocols import measured
 from ..evaluation.stats import interval
 from ..runs.keep import manifest_of_best
 from .callback import Callback, Enough
@@ -60,6 +61,8 @@ def look(self: Evaluate, t: Any) -> float:
     told = {k: got[k][np.isfinite(got[k])] for k in ('return', 'length', 'success', 'cost')}      # a world may say nothing of some
     for k, xs in told.items():
         if len(xs): t.told[f'eval/{k}'] = dict(mean=float(xs.mean()), min=float(xs.min()), max=float(xs.max()), n=len(xs))
+    e = Evaluation.of(got, type(self.env).__name__, self.seed, self.env.num_envs, self.episodes)
+    t.told |= {f'eval/{k}': v for k, v in measured(e).items() if k not in told}       # the user's own
     mean, cost, self.looks = float(told['return'].mean()), told['cost'], self.looks + 1
     high = interval(cost)[1] if self.limit is not None and len(cost) else 0.
     fit = self.limit is None or high <= self.limit

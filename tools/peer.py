@@ -1,0 +1,45 @@
+"Stable-Baselines3 with the settings of one of our presets, trained by its own loop and judged by ours"
+import hashlib
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import learn
+
+
+def at(folder: str) -> str:
+    "The peer's version, looked for in a folder too; '' where it is not"
+    if folder and (p := str(Path(folder).absolute())) not in sys.path: sys.path.append(p)       # last: what it brings along replaces nothing of ours
+    try: return metadata.version('stable-baselines3')
+    except metadata.PackageNotFoundError: return ''
+
+
+def version(c, theirs: str) -> str:
+    "Their version and our settings: a row stays until one of them changes"
+    return f'{theirs}-{hashlib.sha256(json.dumps(learn.settings(c), sort_keys=True).encode()).hexdigest()[:8]}'
+
+
+class Guest:
+    "Their model as an agent of ours: it sees what it saw in training, and plays"
+    def __init__(self, model, scale): self.model, self.scale = model, scale
+    def initial_state(self, n): return ()
+    def act(self, obs, explore=False, progress=1.): return dict(act=self.model.predict(self.scale(obs), deterministic=not explore)[0])
+
+
+def trained(c, seed: int) -> Guest:
+    "Their agent of this name, our settings in their words; what we normalise, they do too"
+    import stable_baselines3
+    import torch
+    from rlnb.train.experiment import Experiment
+    from rlnb.train.measure import sb3_settings
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+    torch.set_num_threads(1)
+    e = Experiment.from_dict({'agent': c.agent, 'env': c.world, **learn.settings(c), 'steps': c.steps, 'seed': seed})
+    cfg, env = e.agent_cfg, make_vec_env(c.world, e.num_envs, seed=seed)
+    if cfg.norm_obs or cfg.norm_reward: env = VecNormalize(env, norm_obs=cfg.norm_obs, norm_reward=cfg.norm_reward, gamma=cfg.gamma)
+    plain = cfg.override(dict(norm_obs=False, norm_reward=False))
+    model = getattr(stable_baselines3, c.agent.upper())('MlpPolicy', env, seed=seed, device='cpu', **sb3_settings(plain)).learn(c.steps)
+    env.close()
+    return Guest(model, env.normalize_obs if cfg.norm_obs else lambda obs: obs)
