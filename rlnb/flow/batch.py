@@ -134,6 +134,7 @@ def _begin(self: Batch, cell: Cell) -> None:
         raise BadInput('root', f'something else is called {cell.name}', 'another root')
     self.live[cell.name] = start(run, None, False, self.episodes, self.allow)
 
+# %% ../../nbs/70_flow/50_batch.ipynb #781308cf
 @patch
 def look(self: Batch) -> None:
     "Whose worker has ended?"

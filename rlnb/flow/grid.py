@@ -82,6 +82,7 @@ def _alone(base: Experiment, name: str, value: Any) -> str:
     except BadInput as e: return str(e)
     return ''
 
+# %% ../../nbs/70_flow/48_grid.ipynb #7c998d3e
 def experiment(said: Mapping[str, Any], presets: bool = True) -> Experiment:
     "The experiment of some fields; `agent.` reaches into the agent's settings. Every wrong one is named"
     which, faults = {k: said[k] for k in ('agent', 'env') if k in said}, []
@@ -155,6 +156,7 @@ def _part(faults: list[BadInput], grid: Mapping[str, Any], name: str) -> dict[st
     else: faults += [BadInput(f'{name}.{f}', 'the grid makes it', 'seeds: 0-4, at the top') for f in ('seed', 'group') if f in x]
     return {k: v for k, v in x.items() if k not in ('seed', 'group')} if isinstance(x, Mapping) else {}
 
+# %% ../../nbs/70_flow/48_grid.ipynb #1e2bb45f
 def cells_of(grid: Any, presets: bool = True, allow: Iterable[str] = ()) -> list[Cell]:
     "Every cell of a grid, checked against its configuration and its world; `BadGrid` says all that is wrong"
     if not isinstance(grid, Mapping): raise BadInput('grid', f'a {type(grid).__name__}', 'a mapping of fixed, vary and seeds')

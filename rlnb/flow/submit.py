@@ -46,6 +46,7 @@ def _number(x: str) -> float:
     try: return float(x)
     except ValueError: return math.nan
 
+# %% ../../nbs/70_flow/70_submit.ipynb #34675a95
 def faults_of(file: str | Path, sample: str | Path) -> list[str]:
     "What is wrong with a table, a line each; none if it may be submitted"
     (head, *rows), (want, *model) = _rows(file), _rows(sample)
@@ -147,6 +148,7 @@ def _packed(files: dict[str, bytes]) -> bytes:
     with gzip.GzipFile(fileobj=out, mode='wb', mtime=0) as z: z.write(raw.getvalue())
     return out.getvalue()
 
+# %% ../../nbs/70_flow/70_submit.ipynb #54657a4f
 def export_agent(agent: Any, file: str | Path, observations: Any = None, adapter: str | Path | None = None) -> dict[str, Any]:
     "Write a policy as `NAME.tar.gz` with main.py in it, after it has done what the agent does on some observations"
     file = Path(file)

@@ -113,6 +113,7 @@ def chart(curves: Sequence[Curve],
     return svg('svg', *drawn, *_legend(shown, title, w), width=w, height=h, viewBox=f'0 0 {w} {h}', role='img', aria_label=says,
                data_points=sum(len(c.y) for c in shown), font_family='system-ui, sans-serif', font_size=11)
 
+# %% ../../nbs/80_panels/10_chart.ipynb #fb96d3b8
 def _said(c: Curve) -> str:
     y = np.asarray(c.y, float)
     y = y[np.isfinite(y)]
@@ -149,6 +150,7 @@ def _marks(marks: Sequence[tuple[float, str]], sx: _Scale, sy: _Scale) -> list[H
                        svg('line', **line, stroke='currentColor', stroke_opacity=.5, stroke_dasharray='3 3')))
     return out
 
+# %% ../../nbs/80_panels/10_chart.ipynb #88a69ce6
 def _legend(curves: list[Curve], title: str, w: int) -> list[Html]:
     "Names and last values, from left to right"
     out, x = [], 52.

@@ -187,6 +187,7 @@ def start(self: Launcher) -> list[Run]:
             self.go.disabled = False
     return self.runs
 
+# %% ../../nbs/80_panels/55_launcher.ipynb #694bb773
 @patch
 def _show(self: Launcher) -> None:
     "The runs that were begun, and a way to begin others"
@@ -219,6 +220,7 @@ def _kept(root: Path) -> dict[str, Any]:
     except (RlnbError, OSError): return {}
     return {k: v for k, v in d.items() if isinstance(v, dict)} if isinstance(d, dict) else {}
 
+# %% ../../nbs/80_panels/55_launcher.ipynb #976ea7b5
 @patch
 def _remembered(self: Launcher) -> dict[str, Any]:
     "What this notebook started last, if it can still be started"

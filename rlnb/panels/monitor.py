@@ -120,6 +120,7 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
         if force or self.which.value in ('time', 'system') or new: show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
 
+# %% ../../nbs/80_panels/40_monitor.ipynb #6b633129
 @patch
 def look(self: Monitor) -> Any:
     "What the watcher calls: look for what is new and draw it; seldom, once the run has ended"
@@ -195,6 +196,7 @@ def _do(self: Monitor, what: str) -> Any:
         if what == 'stop': self.asked = time.monotonic()
     return run
 
+# %% ../../nbs/80_panels/40_monitor.ipynb #e665285d
 @patch
 def _typed(self: Monitor) -> Any:
     "The value that was typed, if it is one for this setting"

@@ -96,6 +96,7 @@ def system(feed: Feed) -> Html:
     rows.append(('machine: load', f'{psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores'))
     return Html(table(rows, ['', ''], fmt='html'))
 
+# %% ../../nbs/80_panels/30_panes.ipynb #b670d856
 def log(feed: Feed) -> Html:
     "The last 200 lines that the process printed"
     return el('pre', feed.run.log(200)[-9000:] or 'nothing printed yet', tabindex=0, aria_label='log')

@@ -75,6 +75,7 @@ def arrived(self: Side) -> bool:
     self.coming = None
     return True
 
+# %% ../../nbs/80_panels/80_player.ipynb #90850eba
 @patch
 def turn(self: Side, t: int) -> None:
     "Show a step"

@@ -33,6 +33,7 @@ def thoughts(f: dict[str, Any], t: int, w: int = 300) -> Html:
 
 _WORDS = dict(p='probability of each action', worth='what each action is worth', mean='mean of each part of the action')
 
+# %% ../../nbs/80_panels/75_scene.ipynb #1415ad86
 def _taken(act: np.ndarray, n: int) -> set[int]:
     "Which of n bars the action stands for, where that can be said"
     return {int(act[0])} if len(act) == 1 else {i for i, a in enumerate(act) if a == 1} if len(act) == n else set()

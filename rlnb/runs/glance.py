@@ -62,6 +62,7 @@ def _of_row(key: str) -> str:
     name, _, part = key.rpartition('/')
     return name if part in _PARTS[1:] else key
 
+# %% ../../nbs/40_runs/52_glance.ipynb #dbc805dd
 def glance(path: str | Path,
            keys: Iterable[str],
            points: int = 2000,      # rows of the sample; of each rare key there are at most so many more

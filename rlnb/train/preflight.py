@@ -84,6 +84,7 @@ def preflight(exp: Experiment, seconds: float = 2., root: str | Path = '.', allo
         raise BadInput('steps', what, 'fewer steps, a smaller keep, or another root')
     return found | dict(free=free)
 
+# %% ../../nbs/50_train/67_preflight.ipynb #0c790b8f
 def main(argv: list[str]) -> int:
     "The worker: from `asked.json` in a folder to `found.json`"
     room = Path(argv[0])

@@ -76,6 +76,7 @@ def _checked(path: Path) -> dict[str, Any]:
     if not sound: raise Damaged(path, 'it is no episode')
     return {**d, **{k: v[:, 0] if k in _NUMBERS else v for k, v in found.items()}}
 
+# %% ../../nbs/50_train/90_replay.ipynb #72dc2ed5
 @patch(as_prop=True)
 def facts(self: Episode) -> dict[str, Any]:
     "Everything that was written down; a fact of each step is an array"
