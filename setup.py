@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
@@ -30,11 +31,23 @@ extras = {
 }
 extras['all'] = sorted({p for k in ('lab', 'mujoco', 'box2d', 'atari', 'marl', 'tracking', 'video') for p in extras[k]})
 
+
+class Build(build_py):
+    "The tutorials go into the wheel as data: `rlnb lab` opens them"
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            out = Path(self.build_lib)/'rlnb'/'learn'
+            out.mkdir(parents=True, exist_ok=True)
+            for f in sorted(Path('nbs/90_learn').glob('*.ipynb')): (out/f.name).write_bytes(f.read_bytes())
+
+
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0', license_files=['LICENSE'],
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     python_requires='>=' + cfg['min_python'], install_requires=core, extras_require=extras,
+    cmdclass=dict(build_py=Build),
     packages=find_packages(include=['rlnb', 'rlnb.*']), include_package_data=False,
     package_data={'rlnb': ['*.mplstyle', 'py.typed', 'presets/*.yaml']}, zip_safe=False,
     entry_points={'console_scripts': ['rlnb=rlnb.cli:main'], 'nbdev': ['rlnb=rlnb._modidx:d']},

@@ -209,6 +209,14 @@ def _certify(a: argparse.Namespace) -> dict[str, Any]:
     return found | {'_code': 0 if found['identical'] else 70}
 
 # %% ../nbs/98_cli.ipynb #9b2c9a56
+@command('open JupyterLab on a copy of the tutorials', (('--folder',), dict(default='rlnb-learn', help='where they are copied to')),
+         (('--port',), dict(type=int, default=0, help='of the server')),
+         (('--no-browser',), dict(action='store_true', help='only print the address')))
+def _lab(a: argparse.Namespace) -> dict[str, Any]:
+    "Until it is closed"
+    from rlnb.panels.lab import lab
+    return dict(_code=lab(a.folder, a.port, not a.no_browser))
+
 @command('measure speed, beside Stable-Baselines3 in the same run if asked',
          (('rows',), dict(nargs='*', metavar='ROW', help='workloads; all, if none')),
          (('--vs',), dict(choices=('sb3',), help='the peer')), (('--rounds',), dict(type=int, default=3, help='interleaved rounds')),

@@ -106,8 +106,12 @@ def _logs(a: argparse.Namespace) -> dict[str, Any]:
 
 @command('watch a run until it ends', *RUN, (('--every',), dict(type=float, default=2., help='seconds between two looks')))
 def _watch(a: argparse.Namespace) -> dict[str, Any]:
-    "A line whenever something changed"
+    "On a terminal a screen that redraws itself; elsewhere a line whenever something changed"
     r, said = run_of(a), ''
+    if sys.stdout.isatty() and not a.json:
+        from rlnb.panels.terminal import watch
+        watch(r, a.every)
+        return brief(r)
     while True:
         b = brief(r)
         line = f"{b['phase']:<9}{b['step']:>12,} / {b['total']:,}  " + ('' if b['return'] is None else f"return {b['return']:.1f}  ")

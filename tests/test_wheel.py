@@ -22,6 +22,9 @@ def test_wheel_works_from_another_folder(wheel, tmp_path):
     r = subprocess.run([sys.executable, '-c', 'import rlnb, rlnb.all; from rlnb.cli import main; print(rlnb.__file__); main(["doctor"])'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert str(tmp_path / 'site') in r.stdout
+    learn = 'from rlnb.panels.lab import copied; print(*(f.name for f in copied("learn")))'
+    r = subprocess.run([sys.executable, '-c', learn], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert r.returncode == 0 and '10_quickstart.ipynb' in r.stdout and (tmp_path / 'learn' / '10_quickstart.ipynb').exists(), r.stderr
     subprocess.run([sys.executable, '-c', "import matplotlib.pyplot as plt; plt.style.use('rlnb.plot')"], cwd=tmp_path, env=env, check=True)
 
 

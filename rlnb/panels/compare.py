@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..core.errors import BadInput, RlnbError
 from ..core.text import Html, table
 from ..evaluation.compare import compare, setting_differences, settings
+from ..evaluation.student import t_quantile
 from .chart import Curve, chart
 from .feed import WATCHER, Feed, goal
 from .markup import STYLE, badge, el, note, page, show, view
@@ -33,13 +34,12 @@ def arms(feeds: Sequence[Feed]) -> dict[str, list[Feed]]:
 
 def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], n: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Places that all curves reach, the mean there, and half its 95 % interval"
-    from scipy.stats import t
     have = [(x, y) for x, y in ((x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves) if len(x)]
     if not have or len(have) < len(curves): return np.zeros(0), np.zeros(0), np.zeros(0)
     places = np.linspace(max(x[0] for x, _ in have), min(x[-1] for x, _ in have), n)
     ys = np.stack([np.interp(places, x, y) for x, y in have])
     k = len(ys)
-    return places, ys.mean(0), t.ppf(.975, k - 1)*ys.std(0, ddof=1)/np.sqrt(k) if k > 1 else np.zeros(n)
+    return places, ys.mean(0), t_quantile(.975, k - 1)*ys.std(0, ddof=1)/np.sqrt(k) if k > 1 else np.zeros(n)
 
 def line_of(name: str, feeds: Sequence[Feed], share: float = .05, at: int = 0) -> Curve:
     "An arm as a curve"
