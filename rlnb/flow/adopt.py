@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_folders', 'Found', 'named', 'look', 'duplicate', 'bring', 'Adopted', 'adopt']
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #c19a367b
+# %% ../../nbs/70_flow/20_adopt.ipynb #75180a6f
 import os
 import time
 from calendar import timegm
@@ -22,7 +22,7 @@ from ..core.text import duration, slug
 from ..runs.keep import resume_point
 from ..runs.run import Run, create, runs
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #277cdd5a
+# %% ../../nbs/70_flow/20_adopt.ipynb #02ed17a1
 def run_folders(root: str | Path, deep: int = 6, many: int = 50_000) -> Iterator[Path]:      # levels below the root, names seen in all
     "Folders of runs below a root, the nearest first"
     level = [Path(root)]
@@ -37,7 +37,7 @@ def run_folders(root: str | Path, deep: int = 6, many: int = 50_000) -> Iterator
             else: below += [Path(e) for e in inside if e.name[0] != '.' and e.name != 'quarantine' and e.is_dir(follow_symlinks=False)]
         level = below
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #bfca3079
+# %% ../../nbs/70_flow/20_adopt.ipynb #db4ea0fb
 class Found(NamedTuple):
     "A run somewhere, and the step that it can go on from"
     run: Run
@@ -71,7 +71,7 @@ def look(name: str, roots: Iterable[str | Path], digest: str = '',
     out.reverse()                                                  # so that of equals the nearest is the last
     return sorted(out, key=lambda f: (f.take, f.step, f.finished))
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #b98f214d
+# %% ../../nbs/70_flow/20_adopt.ipynb #211ecc49
 def duplicate(a: str | Path, b: str | Path) -> int:
     "Copy a regular file into a new one and read it back; its bytes"
     with open_regular(a) as f: told = write_new(Path(b), iter(lambda: f.read(1 << 20), b''))
@@ -79,7 +79,7 @@ def duplicate(a: str | Path, b: str | Path) -> int:
     if (size, seen.hexdigest()) != (told['size'], told['sha256']): raise Damaged(b, 'what was read back is not what was written')
     return size
 
-_LEFT = {'LOCK', 'holder.json', 'control', 'quarantine', 'tb', 'LATEST', 'LEASE.json'}
+_LEFT = {'LOCK', 'holder.json', 'control', 'quarantine', 'tb', 'metrics.columns', 'LATEST', 'LEASE.json'}
 
 def _files(path: Path, below: str = '') -> Iterator[str]:
     "What is copied of a run, as paths within it"
@@ -93,7 +93,7 @@ def _whole(folder: Path) -> bool:
     with suppress(RlnbError, OSError): return bool(verify_dir(folder))
     return False
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #4c5d97e4
+# %% ../../nbs/70_flow/20_adopt.ipynb #b72dd3df
 def bring(found: Found, to: str | Path) -> Run:
     "Copy a run into a new folder `to`, whole or not at all"
     to, source = Path(to), found.run.path
@@ -110,7 +110,7 @@ def bring(found: Found, to: str | Path) -> Run:
         disk.fsync_dir(to.parent)
     return Run(to)
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #d3497221
+# %% ../../nbs/70_flow/20_adopt.ipynb #993e413b
 class Adopted(NamedTuple):
     "A run to go on with, here"
     run: Run
@@ -131,7 +131,7 @@ def _differs(run: Run, exp: Any) -> str:
     a, b = flat(run.config.get('experiment', {})), flat(exp.to_dict())
     return ', '.join(f'{k} {a.get(k)} → {b.get(k)}' for k in [k for k in b if a.get(k) != b[k]][:3])
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #7ac61e6a
+# %% ../../nbs/70_flow/20_adopt.ipynb #35a20491
 def _settle(best: Found, work: Path) -> Run:
     "The best of what was found, in the folder where it can be written"
     if best.run.path.resolve().parent == work.resolve(): return best.run
@@ -150,7 +150,7 @@ def _begin(name: str, work: Path, exp: Any, take: int) -> Run:
     from rlnb.train.session import facts
     return create(work, name if take == 1 else f'{slug(name)}-{take}', facts(exp, asked=name, take=take))
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #be644d13
+# %% ../../nbs/70_flow/20_adopt.ipynb #be45fa42
 def adopt(name: str, work: str | Path, roots: Iterable[str | Path] = (),
           exp: Any = None,                                 # what is asked; None: whatever it was asked
           fresh: bool = False, told: Callable[[str], None] = print) -> Adopted:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lease', 'patiently', 'carry', 'DriveMirror']
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #1622a580
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #235510c6
 import os
 import secrets
 import threading
@@ -27,7 +27,7 @@ from ..runs.keep import manifest, manifest_of_best, retired
 from ..runs.run import Run
 from ..runs.state import now
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #4e57f5a1
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #8c6dc2e7
 class Lease:
     "The right to write a folder that several machines see"
     def __init__(self, folder: str | Path, patience: float = 90.):         # seconds after which a silent holder is gone
@@ -65,7 +65,7 @@ class Lease:
         pid = os.getpid()
         write_json(self.file, dict(nonce=self.nonce, beats=self.beats, pid=pid, start=proc_start(pid), boot=boot_id(), since=now(), **more))
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #e348d47e
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #6bbeeb29
 def patiently(f: Callable[[], Any], tries: int = 3, wait: float = .5) -> Any:
     "Do something that a Drive may refuse for a moment"
     for n in range(tries):
@@ -86,7 +86,7 @@ def carry(a: Path, b: Path) -> int:
             raise
     return n
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #4eeed49e
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #f50d1cd7
 _ROWS = ('config.json', 'probe.json', 'metrics.jsonl', 'perf.jsonl', 'events.jsonl', 'log.txt')
 _LAST = ('ckpt/best.json', 'result.json', 'error.txt', 'report.html')
 
@@ -127,7 +127,7 @@ class DriveMirror:
         self.sent[name] = s.st_size, s.st_mtime_ns
         return True
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #e03b55b8
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #0e434e23
 @patch
 def _needed(self: DriveMirror) -> list[int]:
     "Steps of the checkpoints to send, the newest first"
@@ -159,7 +159,7 @@ def once(self: DriveMirror) -> int:
         patiently(lambda: write_json(self.home/'LATEST', dict(step=self.step, size=size, sha256=m['sha256'], time=now())))
     return self.step
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #b185a3ab
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #6d25a12a
 @patch
 def _send(self: DriveMirror, step: int) -> None:
     "Copy one checkpoint, whole or not at all"
@@ -181,7 +181,7 @@ def _send(self: DriveMirror, step: int) -> None:
     used = {f"replay/{f['reel']}/{n}" for f in facts for n in (*f['segments'], 'reel.json')}
     for name in [n for n in _tape(self.home) if facts and n not in used and not (self.run.path/n).exists()]: disk.unlink(self.home/name)
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #58bb1a82
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #f33d275d
 @patch
 def attempt(self: DriveMirror) -> bool:
     "One pass; what goes wrong is told, never raised"

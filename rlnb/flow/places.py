@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLATFORMS', 'platform_of', 'Place', 'here', 'probe_write', 'mount', 'leave', 'Secret', 'secret', 'Card', 'compute']
 
-# %% ../../nbs/70_flow/10_places.ipynb #1b7c958a
+# %% ../../nbs/70_flow/10_places.ipynb #497c4084
 import importlib
 import os
 import secrets
@@ -20,7 +20,7 @@ from ..core.errors import BadInput, RlnbError, one_line, plain
 from ..core.io import digest, disk, make_dir, shorten, write_bytes
 from ..core.text import Html, esc
 
-# %% ../../nbs/70_flow/10_places.ipynb #ecc27183
+# %% ../../nbs/70_flow/10_places.ipynb #56e185e5
 PLATFORMS = ('local', 'colab', 'kaggle')
 
 def platform_of(environ: Mapping[str, str] = os.environ, modules: Iterable[str] = sys.modules) -> str:
@@ -31,7 +31,7 @@ def platform_of(environ: Mapping[str, str] = os.environ, modules: Iterable[str] 
     if {'KAGGLE_KERNEL_RUN_TYPE', 'RLNB_KAGGLE_ROOT'} & set(environ): return 'kaggle'
     return 'colab' if {'COLAB_RELEASE_TAG', 'RLNB_COLAB_ROOT'} & set(environ) or 'google.colab' in modules else 'local'
 
-# %% ../../nbs/70_flow/10_places.ipynb #cfd3ca07
+# %% ../../nbs/70_flow/10_places.ipynb #ba09f319
 class Place(NamedTuple):
     "Where this notebook runs, and what outlives it"
     name: str                         # local, colab or kaggle
@@ -56,7 +56,7 @@ def _began(environ: Mapping[str, str], lent: bool) -> float:
     except ValueError: raise BadInput('RLNB_SESSION_BEGAN', repr(plain(text))[:40], 'seconds since 1970, as `date +%s` gives them') from None
     except psutil.Error: return time.time()
 
-# %% ../../nbs/70_flow/10_places.ipynb #c0563023
+# %% ../../nbs/70_flow/10_places.ipynb #34840f7e
 def here(work: str | Path = '', environ: Mapping[str, str] = os.environ) -> Place:
     "The places of this platform; `work` overrules where runs are written"
     name = platform_of(environ)
@@ -68,7 +68,7 @@ def here(work: str | Path = '', environ: Mapping[str, str] = os.environ) -> Plac
     return Place(name, root, Path(work or environ.get('RLNB_WORKDIR', '') or usual), Path(drive) if drive else None,
                  tuple(map(Path, inputs)), _began(environ, lent=name != 'local' and not asked))
 
-# %% ../../nbs/70_flow/10_places.ipynb #515a2127
+# %% ../../nbs/70_flow/10_places.ipynb #a65e53bb
 def probe_write(folder: str | Path) -> str:
     "What is wrong with a folder that things shall be written to; '' if nothing"
     file, data = Path(folder)/f'.tmp-probe-{secrets.token_hex(4)}', secrets.token_bytes(1 << 16)
@@ -81,7 +81,7 @@ def probe_write(folder: str | Path) -> str:
     except (RlnbError, OSError) as e: return str(e) if isinstance(e, RlnbError) else one_line(e)
     return '' if same else f'{shorten(folder)} does not give back what was written'
 
-# %% ../../nbs/70_flow/10_places.ipynb #00e3b689
+# %% ../../nbs/70_flow/10_places.ipynb #0aa842fd
 def mount(place: Place, told: Callable[[str], None] = print) -> Place:
     "The same places with a Drive that was written to and read back, or without one"
     if place.drive is None: return place
@@ -99,7 +99,7 @@ def leave(place: Place, told: Callable[[str], None] = print) -> None:
     try: importlib.import_module('google.colab.drive').flush_and_unmount()
     except Exception as e: told(f'the Drive was not unmounted: {one_line(e)}')
 
-# %% ../../nbs/70_flow/10_places.ipynb #5e81d18f
+# %% ../../nbs/70_flow/10_places.ipynb #c7172ada
 class Secret(str):
     "A text that shows itself as ***"
     def __repr__(self) -> str: return '***'
@@ -122,7 +122,7 @@ def secret(name: str, need: bool = True) -> Secret | None:
     if need: raise BadInput(name, f'no such secret{why}', _VAULT[platform])
     return None
 
-# %% ../../nbs/70_flow/10_places.ipynb #442eae06
+# %% ../../nbs/70_flow/10_places.ipynb #e300f39f
 class Card(NamedTuple):
     "A line with a colour: green, amber or red"
     colour: str
