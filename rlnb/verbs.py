@@ -161,3 +161,13 @@ def _ckpt(a: argparse.Namespace) -> dict[str, Any]:
                   c['sha256'][:12], c.get('cause', '')) for c in rows]
         out(table(cells, ['step', 'kind', 'size', 'state', '', 'seal', 'cause']) + (f"\ndeleted: {', '.join(map(str, gone))}" if gone else ''))
     return dict(checkpoints=rows, deleted=gone)
+
+# %% ../nbs/97_verbs.ipynb #51dd5099
+@command('try on this machine what rlnb takes for granted about its platform',
+         (('--work',), dict(default='', help='where to write; else where runs go')))
+def _platform_check(a: argparse.Namespace) -> dict[str, Any]:
+    "PASS or FAIL, a line an assumption"
+    from rlnb.flow.check import platform_check
+    found = platform_check(a.work)
+    if not a.json: out(found)
+    return dict(platform=list(found), failed=found.failed, _code=70 if found.failed else 0)

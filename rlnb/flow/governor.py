@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'FLAG', 'Allowance', 'allowance', 'Ledger', 'pace', 'Forecast', 'forecast', 'Session', 'flag', 'follow',
            'conduct']
 
-# %% ../../nbs/70_flow/40_governor.ipynb #76e5348b
+# %% ../../nbs/70_flow/40_governor.ipynb #2b5786d3
 import math
 import os
 import time
@@ -29,9 +29,9 @@ from .places import Place
 from ..runs.keep import resume_point
 from ..runs.run import Run
 from ..runs.state import ENDED, now
-from ..train.launch import start
+from ..train.launch import resumable, start
 
-# %% ../../nbs/70_flow/40_governor.ipynb #85fd4a89
+# %% ../../nbs/70_flow/40_governor.ipynb #ca7c6be9
 @dataclass(frozen=True)
 class Allowance(Config):
     "How much of a machine is ours"
@@ -48,7 +48,7 @@ def allowance(place: Place, gpu: bool = False, environ: Mapping[str, str] = os.e
     outside = {f.name: environ[k] for f in Allowance.fields() if environ.get(k := f'RLNB_{f.name.upper()}')}
     return Allowance(**usual).override(outside).override({k: v for k, v in said.items() if v is not None})
 
-# %% ../../nbs/70_flow/40_governor.ipynb #267d6697
+# %% ../../nbs/70_flow/40_governor.ipynb #fc365e06
 class Ledger:
     "The hours of all sessions that are known, a file each"
     def __init__(self, place: Place, kind: str = 'cpu', clock: Callable[[], float] = time.time):      # kind: cpu or gpu
@@ -74,7 +74,7 @@ class Ledger:
                 out += ours*max(0., min(s['until'], end) - max(s['began'], end - days*86400))
         return out/3600
 
-# %% ../../nbs/70_flow/40_governor.ipynb #e3af1157
+# %% ../../nbs/70_flow/40_governor.ipynb #ab801b84
 def pace(run: Run) -> tuple[float, float]:
     "Steps a second of late, and the seconds that saving cost at worst; zeros before anything is known"
     rows, cost = read_jsonl(run.path/'perf.jsonl')[0], 0.
@@ -84,7 +84,7 @@ def pace(run: Run) -> tuple[float, float]:
         if b['step'] > a['step']: cost = max(cost, (b['step'] - a['step'])/b['time/sps'] - busy)
     return (float(median(r['time/sps'] for r in rows[-50:])) if rows else 0.), cost
 
-# %% ../../nbs/70_flow/40_governor.ipynb #5186c6f5
+# %% ../../nbs/70_flow/40_governor.ipynb #87a037a1
 class Forecast(NamedTuple):
     "What is still to come"
     hours: float              # of machines, from now on
@@ -96,7 +96,8 @@ class Forecast(NamedTuple):
         "The same as a sentence"
         if not math.isfinite(self.hours): return 'how long it takes is known after the first minute'
         week = '' if self.weeks == 0 else ', fits into this week' if self.weeks == 1 else f', does not fit into this week: {self.weeks} weeks'
-        return f"{self.sessions} session{'s'*(self.sessions > 1)}, {self.hours:.1f} h{week}"
+        long = f'{self.hours:.1f} h' if self.hours >= 1 else duration(3600*self.hours)
+        return f"{self.sessions} session{'s'*(self.sessions > 1)}, {long}{week}"
 
 def forecast(steps: int, sps: float, cost: float, a: Allowance,
              left: float = math.inf,              # seconds that are left of this session
@@ -111,10 +112,13 @@ def forecast(steps: int, sps: float, cost: float, a: Allowance,
     weeks = 0 if not a.weekly_h else 1 if hours <= a.weekly_h - used_h else 1 + math.ceil((hours - max(a.weekly_h - used_h, 0.))/a.weekly_h)
     return Forecast(hours, n, weeks)
 
-# %% ../../nbs/70_flow/40_governor.ipynb #8cf34d53
+# %% ../../nbs/70_flow/40_governor.ipynb #367dc591
 class Session:
     "One session on a machine that will be taken away"
-    def __init__(self, place: Place, gpu: bool = False, clock: Callable[[], float] = time.time, **said: float | None):
+    def __init__(self, place: Place, gpu: bool | None = None, clock: Callable[[], float] = time.time, **said: float | None):      # None: look
+        if gpu is None:
+            from rlnb.core.device import gpu_usage
+            gpu = bool(gpu_usage())
         self.place, self.clock, self.allowed = place, clock, allowance(place, gpu, os.environ, **said)
         self.ledger = Ledger(place, 'gpu' if gpu else 'cpu', clock)
         self.ledger.beat()
@@ -133,17 +137,17 @@ class Session:
             point = resume_point(run.path)
             way = (every - (point[1]['step'] if point else 0) % every)/sps
         return self.allowed.start_s + way + cost
-    def admit(self, run: Run, upload: float = 0.) -> Forecast:
+    def admit(self, run: Run, upload: float = 0., total: int | None = None) -> Forecast:
         "What the run still needs; BadInput if this session can't bring it to its next checkpoint"
         sps, cost = pace(run)
         point, time_left, a = resume_point(run.path), self.deadline(cost + upload) - self.clock(), self.allowed
         if (need := self.reach(run, sps, cost)) > time_left:
             raise BadInput('session', f'{duration(max(time_left, 0.))} are left before the stop, the next checkpoint is {duration(need)} away',
                            'go on in a fresh session; nothing was started')
-        steps = run.total - (int(point[1]['step']) if point else 0)
+        steps = (total or run.total) - (int(point[1]['step']) if point else 0)
         return forecast(steps, sps, cost + upload, a, self.left(), self.ledger.hours())
 
-# %% ../../nbs/70_flow/40_governor.ipynb #5bb580da
+# %% ../../nbs/70_flow/40_governor.ipynb #24bb1d63
 FLAG = 'RESUME_NEEDED'
 
 def flag(run: Run, place: Place, more: str = '') -> None:
@@ -164,7 +168,7 @@ def _launch(run: Run, deadline: float, **kw: Any) -> None:
         os.environ.pop('RLNB_DEADLINE', None)
         if before is not None: os.environ['RLNB_DEADLINE'] = before
 
-# %% ../../nbs/70_flow/40_governor.ipynb #e42a46dd
+# %% ../../nbs/70_flow/40_governor.ipynb #85a46181
 def follow(run: Run, session: Session, told: Callable[[str], None] = print, every: float = 5., most: float = 300.) -> None:
     "Print what the worker prints, ever more rarely, until it has ended"
     then, beat, said, lines = 0., 0., '', 0
@@ -180,17 +184,19 @@ def follow(run: Run, session: Session, told: Callable[[str], None] = print, ever
         time.sleep(min(.1, every))
     session.ledger.beat()
 
-# %% ../../nbs/70_flow/40_governor.ipynb #c8b38e04
-def conduct(run: Run, session: Session, mirror: DriveMirror | None = None, episodes: int = 100, allow: Iterable[str] = (),
-            every: float = 5., told: Callable[[str], None] = print) -> Run:
+# %% ../../nbs/70_flow/40_governor.ipynb #a8489382
+def conduct(run: Run, session: Session, mirror: DriveMirror | None = None,
+            steps: int | None = None,             # another total
+            episodes: int = 100, allow: Iterable[str] = (), every: float = 5., told: Callable[[str], None] = print) -> Run:
     "Bring a run as far as this session can; it ends finished, or stopped in good order"
-    upload, attached = mirror.cost if mirror else 0., is_locked(run.path/'LOCK')
-    if run.phase != 'finished':
-        if not attached: told(session.admit(run, upload).line)
-        flag(run, session.place)
+    upload, begin = mirror.cost if mirror else 0., not is_locked(run.path/'LOCK') and (steps is not None or run.phase != 'finished')
+    if begin:
+        resumable(run, steps)                                                 # raises where it can't be gone on with
+        told(session.admit(run, upload, steps).line)
+    flag(run, session.place)
     if mirror: mirror.start()
     try:
-        if not attached and run.phase != 'finished': _launch(run, session.deadline(pace(run)[1] + upload), episodes=episodes, allow=allow)
+        if begin: _launch(run, session.deadline(pace(run)[1] + upload), steps=steps, episodes=episodes, allow=allow)
         follow(run, session, told, every)
     finally:
         if mirror: told(mirror.close())
