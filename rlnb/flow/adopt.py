@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_folders', 'Found', 'named', 'look', 'duplicate', 'bring', 'Adopted', 'adopt']
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #75180a6f
+# %% ../../nbs/70_flow/20_adopt.ipynb #9f12e18d
 import os
 import time
 from calendar import timegm
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.errors import BadInput, NoCheckpoint, RlnbError, plain
+from ..core.errors import BadInput, NoCheckpoint, RlnbError, one_line, plain
 from ..core.folder import quarantine, sweep, verify_dir
 from ..core.io import Damaged, beside, digest, disk, guarded, make_dir, open_regular, shorten, unique_dir, write_new
 from ..core.platform import Lock, holder, is_locked
@@ -22,7 +22,7 @@ from ..core.text import duration, slug
 from ..runs.keep import resume_point
 from ..runs.run import Run, create, runs
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #02ed17a1
+# %% ../../nbs/70_flow/20_adopt.ipynb #2ede22a2
 def run_folders(root: str | Path, deep: int = 6, many: int = 50_000) -> Iterator[Path]:      # levels below the root, names seen in all
     "Folders of runs below a root, the nearest first"
     level = [Path(root)]
@@ -33,11 +33,11 @@ def run_folders(root: str | Path, deep: int = 6, many: int = 50_000) -> Iterator
             except OSError: continue
             many -= len(inside)
             if many < 0: return
-            if any(e.name == 'config.json' for e in inside): yield folder
+            if 'config.json' in (names := {e.name for e in inside}) and names & {'ckpt', 'events.jsonl'}: yield folder
             else: below += [Path(e) for e in inside if e.name[0] != '.' and e.name != 'quarantine' and e.is_dir(follow_symlinks=False)]
         level = below
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #db4ea0fb
+# %% ../../nbs/70_flow/20_adopt.ipynb #2797b21e
 class Found(NamedTuple):
     "A run somewhere, and the step that it can go on from"
     run: Run
@@ -66,12 +66,12 @@ def look(name: str, roots: Iterable[str | Path], digest: str = '',
             if not named(run, name): continue
             _, m = resume_point(path, damaged) or (path, dict(step=0, time=''))
             out.append(Found(run, int(run.config.get('take', 1)), int(m['step']), str(m['time']), digest in ('', run.config.get('digest'))))
-        except (RlnbError, OSError) as e: bad.append(f'{shorten(path)}: {plain(e)}')
+        except (RlnbError, OSError, AttributeError, TypeError, ValueError) as e: bad.append(f'{shorten(path)}: {one_line(e)}')
         bad += [f'{shorten(path)}: checkpoint {int(f.name):,} is damaged ({plain(why)})' for f, why in damaged]
     out.reverse()                                                  # so that of equals the nearest is the last
     return sorted(out, key=lambda f: (f.take, f.step, f.finished))
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #211ecc49
+# %% ../../nbs/70_flow/20_adopt.ipynb #b6d28f52
 def duplicate(a: str | Path, b: str | Path) -> int:
     "Copy a regular file into a new one and read it back; its bytes"
     with open_regular(a) as f: told = write_new(Path(b), iter(lambda: f.read(1 << 20), b''))
@@ -93,7 +93,7 @@ def _whole(folder: Path) -> bool:
     with suppress(RlnbError, OSError): return bool(verify_dir(folder))
     return False
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #b72dd3df
+# %% ../../nbs/70_flow/20_adopt.ipynb #67dcc758
 def bring(found: Found, to: str | Path) -> Run:
     "Copy a run into a new folder `to`, whole or not at all"
     to, source = Path(to), found.run.path
@@ -110,7 +110,7 @@ def bring(found: Found, to: str | Path) -> Run:
         disk.fsync_dir(to.parent)
     return Run(to)
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #993e413b
+# %% ../../nbs/70_flow/20_adopt.ipynb #e363ab92
 class Adopted(NamedTuple):
     "A run to go on with, here"
     run: Run
@@ -131,7 +131,7 @@ def _differs(run: Run, exp: Any) -> str:
     a, b = flat(run.config.get('experiment', {})), flat(exp.to_dict())
     return ', '.join(f'{k} {a.get(k)} → {b.get(k)}' for k in [k for k in b if a.get(k) != b[k]][:3])
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #35a20491
+# %% ../../nbs/70_flow/20_adopt.ipynb #22dd266c
 def _settle(best: Found, work: Path) -> Run:
     "The best of what was found, in the folder where it can be written"
     if best.run.path.resolve().parent == work.resolve(): return best.run
@@ -150,7 +150,7 @@ def _begin(name: str, work: Path, exp: Any, take: int) -> Run:
     from rlnb.train.session import facts
     return create(work, name if take == 1 else f'{slug(name)}-{take}', facts(exp, asked=name, take=take))
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #be45fa42
+# %% ../../nbs/70_flow/20_adopt.ipynb #91b2d3fb
 def adopt(name: str, work: str | Path, roots: Iterable[str | Path] = (),
           exp: Any = None,                                 # what is asked; None: whatever it was asked
           fresh: bool = False, told: Callable[[str], None] = print) -> Adopted:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lease', 'patiently', 'carry', 'DriveMirror']
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #235510c6
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #f9ecf59f
 import os
 import secrets
 import threading
@@ -27,7 +27,7 @@ from ..runs.keep import manifest, manifest_of_best, retired
 from ..runs.run import Run
 from ..runs.state import now
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #8c6dc2e7
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #95b18281
 class Lease:
     "The right to write a folder that several machines see"
     def __init__(self, folder: str | Path, patience: float = 90.):         # seconds after which a silent holder is gone
@@ -65,7 +65,7 @@ class Lease:
         pid = os.getpid()
         write_json(self.file, dict(nonce=self.nonce, beats=self.beats, pid=pid, start=proc_start(pid), boot=boot_id(), since=now(), **more))
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #6bbeeb29
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #fe85f055
 def patiently(f: Callable[[], Any], tries: int = 3, wait: float = .5) -> Any:
     "Do something that a Drive may refuse for a moment"
     for n in range(tries):
@@ -86,7 +86,7 @@ def carry(a: Path, b: Path) -> int:
             raise
     return n
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #f50d1cd7
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #56a49b52
 _ROWS = ('config.json', 'probe.json', 'metrics.jsonl', 'perf.jsonl', 'events.jsonl', 'log.txt')
 _LAST = ('ckpt/best.json', 'result.json', 'error.txt', 'report.html')
 
@@ -112,7 +112,8 @@ class DriveMirror:
     def here(self) -> None:
         "Raise unless the Drive is the one that we began with"
         with guarded(self.drive):
-            if os.stat(self.drive).st_dev != self.device or not self.home.is_dir(): raise DiskError(f'{shorten(self.drive)}: the Drive is gone')
+            there = self.home.is_dir() and os.stat(self.drive).st_dev == self.device
+        if not there: raise DiskError(f'{shorten(self.drive)}: the Drive is gone')
     def changed(self, name: str) -> bool:
         "Carry a file over if it is not there as it is here; was it?"
         try: s = os.stat(self.run.path/name)
@@ -127,7 +128,7 @@ class DriveMirror:
         self.sent[name] = s.st_size, s.st_mtime_ns
         return True
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #0e434e23
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #17d41781
 @patch
 def _needed(self: DriveMirror) -> list[int]:
     "Steps of the checkpoints to send, the newest first"
@@ -159,7 +160,7 @@ def once(self: DriveMirror) -> int:
         patiently(lambda: write_json(self.home/'LATEST', dict(step=self.step, size=size, sha256=m['sha256'], time=now())))
     return self.step
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #6d25a12a
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #b65a919d
 @patch
 def _send(self: DriveMirror, step: int) -> None:
     "Copy one checkpoint, whole or not at all"
@@ -181,7 +182,7 @@ def _send(self: DriveMirror, step: int) -> None:
     used = {f"replay/{f['reel']}/{n}" for f in facts for n in (*f['segments'], 'reel.json')}
     for name in [n for n in _tape(self.home) if facts and n not in used and not (self.run.path/n).exists()]: disk.unlink(self.home/name)
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #f33d275d
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #723adb33
 @patch
 def attempt(self: DriveMirror) -> bool:
     "One pass; what goes wrong is told, never raised"
