@@ -78,8 +78,8 @@ class Machine:
             for p in ours:
                 try: p.kill()
                 except psutil.NoSuchProcess: pass
-            psutil.wait_procs(ours, 5)
-        if self.process: self.process.wait(10)
+            time.sleep(.02)
+        if self.process: self.process.wait(10)           # nobody else may wait for it, or its code is lost
 
     def wait(self, timeout: float = 300) -> int:
         "Until the notebook is through"

@@ -218,7 +218,7 @@ def fake_session(monkeypatch, tmp, seed: int, save_before_min: float = 10., blin
     from rlnb.train import save, session, standard, steer
     rng = random.Random(seed)
     clock, limit = Clock(1_000_000.), rng.uniform(1., 12.)
-    cost, step = 10**rng.uniform(-1, 2.3), rng.uniform(5., 40.)*limit/6
+    cost, step = 10**rng.uniform(-1, 2.3), rng.uniform(20., 120.)*limit/6
     for page in (state, save, session, standard, steer): monkeypatch.setattr(page, 'time', clock.module())
     keep, seen, last = Keeper.save, steer.Control.look, []
     def slow(self, *a, **kw):

@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'FLAG', 'Allowance', 'allowance', 'Ledger', 'pace', 'Forecast', 'forecast', 'Session', 'flag', 'follow',
            'conduct']
 
-# %% ../../nbs/70_flow/40_governor.ipynb #2b5786d3
+# %% ../../nbs/70_flow/40_governor.ipynb #596cd985
 import math
 import os
 import time
@@ -31,7 +31,7 @@ from ..runs.run import Run
 from ..runs.state import ENDED, now
 from ..train.launch import resumable, start
 
-# %% ../../nbs/70_flow/40_governor.ipynb #ca7c6be9
+# %% ../../nbs/70_flow/40_governor.ipynb #adc1358e
 @dataclass(frozen=True)
 class Allowance(Config):
     "How much of a machine is ours"
@@ -48,7 +48,7 @@ def allowance(place: Place, gpu: bool = False, environ: Mapping[str, str] = os.e
     outside = {f.name: environ[k] for f in Allowance.fields() if environ.get(k := f'RLNB_{f.name.upper()}')}
     return Allowance(**usual).override(outside).override({k: v for k, v in said.items() if v is not None})
 
-# %% ../../nbs/70_flow/40_governor.ipynb #fc365e06
+# %% ../../nbs/70_flow/40_governor.ipynb #0c8308ea
 class Ledger:
     "The hours of all sessions that are known, a file each"
     def __init__(self, place: Place, kind: str = 'cpu', clock: Callable[[], float] = time.time):      # kind: cpu or gpu
@@ -74,7 +74,7 @@ class Ledger:
                 out += ours*max(0., min(s['until'], end) - max(s['began'], end - days*86400))
         return out/3600
 
-# %% ../../nbs/70_flow/40_governor.ipynb #ab801b84
+# %% ../../nbs/70_flow/40_governor.ipynb #159a8654
 def pace(run: Run) -> tuple[float, float]:
     "Steps a second of late, and the seconds that saving cost at worst; zeros before anything is known"
     rows, cost = read_jsonl(run.path/'perf.jsonl')[0], 0.
@@ -84,7 +84,7 @@ def pace(run: Run) -> tuple[float, float]:
         if b['step'] > a['step']: cost = max(cost, (b['step'] - a['step'])/b['time/sps'] - busy)
     return (float(median(r['time/sps'] for r in rows[-50:])) if rows else 0.), cost
 
-# %% ../../nbs/70_flow/40_governor.ipynb #87a037a1
+# %% ../../nbs/70_flow/40_governor.ipynb #0f664c94
 class Forecast(NamedTuple):
     "What is still to come"
     hours: float              # of machines, from now on
@@ -112,7 +112,7 @@ def forecast(steps: int, sps: float, cost: float, a: Allowance,
     weeks = 0 if not a.weekly_h else 1 if hours <= a.weekly_h - used_h else 1 + math.ceil((hours - max(a.weekly_h - used_h, 0.))/a.weekly_h)
     return Forecast(hours, n, weeks)
 
-# %% ../../nbs/70_flow/40_governor.ipynb #367dc591
+# %% ../../nbs/70_flow/40_governor.ipynb #094d4698
 class Session:
     "One session on a machine that will be taken away"
     def __init__(self, place: Place, gpu: bool | None = None, clock: Callable[[], float] = time.time, **said: float | None):      # None: look
@@ -147,7 +147,7 @@ class Session:
         steps = (total or run.total) - (int(point[1]['step']) if point else 0)
         return forecast(steps, sps, cost + upload, a, self.left(), self.ledger.hours())
 
-# %% ../../nbs/70_flow/40_governor.ipynb #24bb1d63
+# %% ../../nbs/70_flow/40_governor.ipynb #ae172513
 FLAG = 'RESUME_NEEDED'
 
 def flag(run: Run, place: Place, more: str = '') -> None:
@@ -168,7 +168,7 @@ def _launch(run: Run, deadline: float, **kw: Any) -> None:
         os.environ.pop('RLNB_DEADLINE', None)
         if before is not None: os.environ['RLNB_DEADLINE'] = before
 
-# %% ../../nbs/70_flow/40_governor.ipynb #85a46181
+# %% ../../nbs/70_flow/40_governor.ipynb #fb48c5c3
 def follow(run: Run, session: Session, told: Callable[[str], None] = print, every: float = 5., most: float = 300.) -> None:
     "Print what the worker prints, ever more rarely, until it has ended"
     then, beat, said, lines = 0., 0., '', 0
@@ -184,7 +184,7 @@ def follow(run: Run, session: Session, told: Callable[[str], None] = print, ever
         time.sleep(min(.1, every))
     session.ledger.beat()
 
-# %% ../../nbs/70_flow/40_governor.ipynb #a8489382
+# %% ../../nbs/70_flow/40_governor.ipynb #67340121
 def conduct(run: Run, session: Session, mirror: DriveMirror | None = None,
             steps: int | None = None,             # another total
             episodes: int = 100, allow: Iterable[str] = (), every: float = 5., told: Callable[[str], None] = print) -> Run:

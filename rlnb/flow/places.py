@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLATFORMS', 'platform_of', 'Place', 'here', 'probe_write', 'mount', 'leave', 'Secret', 'secret', 'Card', 'compute']
 
-# %% ../../nbs/70_flow/10_places.ipynb #497c4084
+# %% ../../nbs/70_flow/10_places.ipynb #21baa602
 import importlib
 import os
 import secrets
@@ -20,7 +20,7 @@ from ..core.errors import BadInput, RlnbError, one_line, plain
 from ..core.io import digest, disk, make_dir, shorten, write_bytes
 from ..core.text import Html, esc
 
-# %% ../../nbs/70_flow/10_places.ipynb #56e185e5
+# %% ../../nbs/70_flow/10_places.ipynb #b766fd18
 PLATFORMS = ('local', 'colab', 'kaggle')
 
 def platform_of(environ: Mapping[str, str] = os.environ, modules: Iterable[str] = sys.modules) -> str:
@@ -31,7 +31,7 @@ def platform_of(environ: Mapping[str, str] = os.environ, modules: Iterable[str] 
     if {'KAGGLE_KERNEL_RUN_TYPE', 'RLNB_KAGGLE_ROOT'} & set(environ): return 'kaggle'
     return 'colab' if {'COLAB_RELEASE_TAG', 'RLNB_COLAB_ROOT'} & set(environ) or 'google.colab' in modules else 'local'
 
-# %% ../../nbs/70_flow/10_places.ipynb #ba09f319
+# %% ../../nbs/70_flow/10_places.ipynb #091b7488
 class Place(NamedTuple):
     "Where this notebook runs, and what outlives it"
     name: str                         # local, colab or kaggle
@@ -56,7 +56,7 @@ def _began(environ: Mapping[str, str], lent: bool) -> float:
     except ValueError: raise BadInput('RLNB_SESSION_BEGAN', repr(plain(text))[:40], 'seconds since 1970, as `date +%s` gives them') from None
     except psutil.Error: return time.time()
 
-# %% ../../nbs/70_flow/10_places.ipynb #34840f7e
+# %% ../../nbs/70_flow/10_places.ipynb #e3eea137
 def here(work: str | Path = '', environ: Mapping[str, str] = os.environ) -> Place:
     "The places of this platform; `work` overrules where runs are written"
     name = platform_of(environ)
@@ -68,7 +68,7 @@ def here(work: str | Path = '', environ: Mapping[str, str] = os.environ) -> Plac
     return Place(name, root, Path(work or environ.get('RLNB_WORKDIR', '') or usual), Path(drive) if drive else None,
                  tuple(map(Path, inputs)), _began(environ, lent=name != 'local' and not asked))
 
-# %% ../../nbs/70_flow/10_places.ipynb #a65e53bb
+# %% ../../nbs/70_flow/10_places.ipynb #bdab3b77
 def probe_write(folder: str | Path) -> str:
     "What is wrong with a folder that things shall be written to; '' if nothing"
     file, data = Path(folder)/f'.tmp-probe-{secrets.token_hex(4)}', secrets.token_bytes(1 << 16)
@@ -81,13 +81,13 @@ def probe_write(folder: str | Path) -> str:
     except (RlnbError, OSError) as e: return str(e) if isinstance(e, RlnbError) else one_line(e)
     return '' if same else f'{shorten(folder)} does not give back what was written'
 
-# %% ../../nbs/70_flow/10_places.ipynb #0aa842fd
+# %% ../../nbs/70_flow/10_places.ipynb #8c246c73
 def mount(place: Place, told: Callable[[str], None] = print) -> Place:
     "The same places with a Drive that was written to and read back, or without one"
     if place.drive is None: return place
     try:
         if place.name == 'colab': importlib.import_module('google.colab.drive').mount(str(place.root/'drive'))
-        why = probe_write(place.drive)
+        why = probe_write(place.drive) if place.drive.parent.is_dir() else 'nothing is mounted there'
     except Exception as e: why = one_line(e)                    # what a person's "no" looks like differs from month to month
     if not why: return place
     told(f'NO DRIVE: {plain(why)}. What is written here goes with this machine; run the cell again to try once more')
@@ -99,7 +99,7 @@ def leave(place: Place, told: Callable[[str], None] = print) -> None:
     try: importlib.import_module('google.colab.drive').flush_and_unmount()
     except Exception as e: told(f'the Drive was not unmounted: {one_line(e)}')
 
-# %% ../../nbs/70_flow/10_places.ipynb #c7172ada
+# %% ../../nbs/70_flow/10_places.ipynb #b0206ec0
 class Secret(str):
     "A text that shows itself as ***"
     def __repr__(self) -> str: return '***'
@@ -122,7 +122,7 @@ def secret(name: str, need: bool = True) -> Secret | None:
     if need: raise BadInput(name, f'no such secret{why}', _VAULT[platform])
     return None
 
-# %% ../../nbs/70_flow/10_places.ipynb #e300f39f
+# %% ../../nbs/70_flow/10_places.ipynb #a66564a1
 class Card(NamedTuple):
     "A line with a colour: green, amber or red"
     colour: str
