@@ -336,8 +336,8 @@ def test_installing(case, tmp, monkeypatch):
     else: said = names['install']()
     if case == 'here': assert (said, ran) == ('already here', [])
     else: assert 'torch==2.9.0' in ran[0] and '-c' not in ran[0]
-    if case == 'wheel': assert ran[0][-2].endswith('.whl') and said == 'installed from rlnb-0.1.0-py3-none-any.whl'
-    if case == 'source': assert ran[0][-2].startswith('rlnb @ git+https://')
+    if case == 'wheel': assert ran[0][5].endswith('.whl') and ran[0][-3:] == ['--no-index', '--find-links', str(tmp / 'input/some/set')] and said == 'installed from rlnb-0.1.0-py3-none-any.whl'
+    if case == 'source': assert ran[0][-2].startswith('rlnb @ git+https://') and '--no-index' not in ran[0]
 
 
 @pytest.mark.parametrize('kind', ['colab', 'kaggle'])
