@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'FLAG', 'Allowance', 'allowance', 'Ledger', 'pace', 'Forecast', 'forecast', 'Session', 'flag', 'follow',
            'conduct']
 
-# %% ../../nbs/70_flow/40_governor.ipynb #596cd985
+# %% ../../nbs/70_flow/40_governor.ipynb #3fb35568
 import math
 import os
 import time
@@ -31,7 +31,7 @@ from ..runs.run import Run
 from ..runs.state import ENDED, now
 from ..train.launch import resumable, start
 
-# %% ../../nbs/70_flow/40_governor.ipynb #adc1358e
+# %% ../../nbs/70_flow/40_governor.ipynb #0b4aaecc
 @dataclass(frozen=True)
 class Allowance(Config):
     "How much of a machine is ours"
@@ -48,7 +48,7 @@ def allowance(place: Place, gpu: bool = False, environ: Mapping[str, str] = os.e
     outside = {f.name: environ[k] for f in Allowance.fields() if environ.get(k := f'RLNB_{f.name.upper()}')}
     return Allowance(**usual).override(outside).override({k: v for k, v in said.items() if v is not None})
 
-# %% ../../nbs/70_flow/40_governor.ipynb #0c8308ea
+# %% ../../nbs/70_flow/40_governor.ipynb #961d4f03
 class Ledger:
     "The hours of all sessions that are known, a file each"
     def __init__(self, place: Place, kind: str = 'cpu', clock: Callable[[], float] = time.time):      # kind: cpu or gpu
@@ -74,7 +74,7 @@ class Ledger:
                 out += ours*max(0., min(s['until'], end) - max(s['began'], end - days*86400))
         return out/3600
 
-# %% ../../nbs/70_flow/40_governor.ipynb #159a8654
+# %% ../../nbs/70_flow/40_governor.ipynb #87a68254
 def pace(run: Run) -> tuple[float, float]:
     "Steps a second of late, and the seconds that saving cost at worst; zeros before anything is known"
     rows, cost = read_jsonl(run.path/'perf.jsonl')[0], 0.
@@ -84,7 +84,7 @@ def pace(run: Run) -> tuple[float, float]:
         if b['step'] > a['step']: cost = max(cost, (b['step'] - a['step'])/b['time/sps'] - busy)
     return (float(median(r['time/sps'] for r in rows[-50:])) if rows else 0.), cost
 
-# %% ../../nbs/70_flow/40_governor.ipynb #0f664c94
+# %% ../../nbs/70_flow/40_governor.ipynb #f7debe40
 class Forecast(NamedTuple):
     "What is still to come"
     hours: float              # of machines, from now on
@@ -112,7 +112,7 @@ def forecast(steps: int, sps: float, cost: float, a: Allowance,
     weeks = 0 if not a.weekly_h else 1 if hours <= a.weekly_h - used_h else 1 + math.ceil((hours - max(a.weekly_h - used_h, 0.))/a.weekly_h)
     return Forecast(hours, n, weeks)
 
-# %% ../../nbs/70_flow/40_governor.ipynb #094d4698
+# %% ../../nbs/70_flow/40_governor.ipynb #f9ca1c1f
 class Session:
     "One session on a machine that will be taken away"
     def __init__(self, place: Place, gpu: bool | None = None, clock: Callable[[], float] = time.time, **said: float | None):      # None: look
@@ -147,7 +147,7 @@ class Session:
         steps = (total or run.total) - (int(point[1]['step']) if point else 0)
         return forecast(steps, sps, cost + upload, a, self.left(), self.ledger.hours())
 
-# %% ../../nbs/70_flow/40_governor.ipynb #ae172513
+# %% ../../nbs/70_flow/40_governor.ipynb #87090607
 FLAG = 'RESUME_NEEDED'
 
 def flag(run: Run, place: Place, more: str = '') -> None:
@@ -168,7 +168,7 @@ def _launch(run: Run, deadline: float, **kw: Any) -> None:
         os.environ.pop('RLNB_DEADLINE', None)
         if before is not None: os.environ['RLNB_DEADLINE'] = before
 
-# %% ../../nbs/70_flow/40_governor.ipynb #fb48c5c3
+# %% ../../nbs/70_flow/40_governor.ipynb #1cc8ba1b
 def follow(run: Run, session: Session, told: Callable[[str], None] = print, every: float = 5., most: float = 300.) -> None:
     "Print what the worker prints, ever more rarely, until it has ended"
     then, beat, said, lines = 0., 0., '', 0
@@ -184,7 +184,7 @@ def follow(run: Run, session: Session, told: Callable[[str], None] = print, ever
         time.sleep(min(.1, every))
     session.ledger.beat()
 
-# %% ../../nbs/70_flow/40_governor.ipynb #67340121
+# %% ../../nbs/70_flow/40_governor.ipynb #2df3ac6b
 def conduct(run: Run, session: Session, mirror: DriveMirror | None = None,
             steps: int | None = None,             # another total
             episodes: int = 100, allow: Iterable[str] = (), every: float = 5., told: Callable[[str], None] = print) -> Run:
