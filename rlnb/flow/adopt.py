@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_folders', 'Found', 'named', 'look', 'duplicate', 'bring', 'Adopted', 'adopt']
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #9f12e18d
+# %% ../../nbs/70_flow/20_adopt.ipynb #02103520
 import os
 import time
 from calendar import timegm
@@ -22,7 +22,7 @@ from ..core.text import duration, slug
 from ..runs.keep import resume_point
 from ..runs.run import Run, create, runs
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #2ede22a2
+# %% ../../nbs/70_flow/20_adopt.ipynb #1e002672
 def run_folders(root: str | Path, deep: int = 6, many: int = 50_000) -> Iterator[Path]:      # levels below the root, names seen in all
     "Folders of runs below a root, the nearest first"
     level = [Path(root)]
@@ -37,7 +37,7 @@ def run_folders(root: str | Path, deep: int = 6, many: int = 50_000) -> Iterator
             else: below += [Path(e) for e in inside if e.name[0] != '.' and e.name != 'quarantine' and e.is_dir(follow_symlinks=False)]
         level = below
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #2797b21e
+# %% ../../nbs/70_flow/20_adopt.ipynb #57833503
 class Found(NamedTuple):
     "A run somewhere, and the step that it can go on from"
     run: Run
@@ -71,7 +71,7 @@ def look(name: str, roots: Iterable[str | Path], digest: str = '',
     out.reverse()                                                  # so that of equals the nearest is the last
     return sorted(out, key=lambda f: (f.take, f.step, f.finished))
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #b6d28f52
+# %% ../../nbs/70_flow/20_adopt.ipynb #4227a44e
 def duplicate(a: str | Path, b: str | Path) -> int:
     "Copy a regular file into a new one and read it back; its bytes"
     with open_regular(a) as f: told = write_new(Path(b), iter(lambda: f.read(1 << 20), b''))
@@ -93,7 +93,7 @@ def _whole(folder: Path) -> bool:
     with suppress(RlnbError, OSError): return bool(verify_dir(folder))
     return False
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #67dcc758
+# %% ../../nbs/70_flow/20_adopt.ipynb #0951d555
 def bring(found: Found, to: str | Path) -> Run:
     "Copy a run into a new folder `to`, whole or not at all"
     to, source = Path(to), found.run.path
@@ -110,7 +110,7 @@ def bring(found: Found, to: str | Path) -> Run:
         disk.fsync_dir(to.parent)
     return Run(to)
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #e363ab92
+# %% ../../nbs/70_flow/20_adopt.ipynb #ca44358b
 class Adopted(NamedTuple):
     "A run to go on with, here"
     run: Run
@@ -131,7 +131,7 @@ def _differs(run: Run, exp: Any) -> str:
     a, b = flat(run.config.get('experiment', {})), flat(exp.to_dict())
     return ', '.join(f'{k} {a.get(k)} → {b.get(k)}' for k in [k for k in b if a.get(k) != b[k]][:3])
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #22dd266c
+# %% ../../nbs/70_flow/20_adopt.ipynb #5abbe4a3
 def _settle(best: Found, work: Path) -> Run:
     "The best of what was found, in the folder where it can be written"
     if best.run.path.resolve().parent == work.resolve(): return best.run
@@ -150,7 +150,7 @@ def _begin(name: str, work: Path, exp: Any, take: int) -> Run:
     from rlnb.train.session import facts
     return create(work, name if take == 1 else f'{slug(name)}-{take}', facts(exp, asked=name, take=take))
 
-# %% ../../nbs/70_flow/20_adopt.ipynb #91b2d3fb
+# %% ../../nbs/70_flow/20_adopt.ipynb #e0569d3c
 def adopt(name: str, work: str | Path, roots: Iterable[str | Path] = (),
           exp: Any = None,                                 # what is asked; None: whatever it was asked
           fresh: bool = False, told: Callable[[str], None] = print) -> Adopted:

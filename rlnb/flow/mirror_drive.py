@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lease', 'patiently', 'carry', 'DriveMirror']
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #f9ecf59f
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #3d03ad98
 import os
 import secrets
 import threading
@@ -27,7 +27,7 @@ from ..runs.keep import manifest, manifest_of_best, retired
 from ..runs.run import Run
 from ..runs.state import now
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #95b18281
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #63f3ddd6
 class Lease:
     "The right to write a folder that several machines see"
     def __init__(self, folder: str | Path, patience: float = 90.):         # seconds after which a silent holder is gone
@@ -65,7 +65,7 @@ class Lease:
         pid = os.getpid()
         write_json(self.file, dict(nonce=self.nonce, beats=self.beats, pid=pid, start=proc_start(pid), boot=boot_id(), since=now(), **more))
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #fe85f055
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #d4c7da18
 def patiently(f: Callable[[], Any], tries: int = 3, wait: float = .5) -> Any:
     "Do something that a Drive may refuse for a moment"
     for n in range(tries):
@@ -86,7 +86,7 @@ def carry(a: Path, b: Path) -> int:
             raise
     return n
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #56a49b52
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #ff757e06
 _ROWS = ('config.json', 'probe.json', 'metrics.jsonl', 'perf.jsonl', 'events.jsonl', 'log.txt')
 _LAST = ('ckpt/best.json', 'result.json', 'error.txt', 'report.html')
 
@@ -128,7 +128,7 @@ class DriveMirror:
         self.sent[name] = s.st_size, s.st_mtime_ns
         return True
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #17d41781
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #939420c2
 @patch
 def _needed(self: DriveMirror) -> list[int]:
     "Steps of the checkpoints to send, the newest first"
@@ -160,7 +160,7 @@ def once(self: DriveMirror) -> int:
         patiently(lambda: write_json(self.home/'LATEST', dict(step=self.step, size=size, sha256=m['sha256'], time=now())))
     return self.step
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #b65a919d
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #b28a1505
 @patch
 def _send(self: DriveMirror, step: int) -> None:
     "Copy one checkpoint, whole or not at all"
@@ -182,7 +182,7 @@ def _send(self: DriveMirror, step: int) -> None:
     used = {f"replay/{f['reel']}/{n}" for f in facts for n in (*f['segments'], 'reel.json')}
     for name in [n for n in _tape(self.home) if facts and n not in used and not (self.run.path/n).exists()]: disk.unlink(self.home/name)
 
-# %% ../../nbs/70_flow/30_mirror_drive.ipynb #723adb33
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #146233f9
 @patch
 def attempt(self: DriveMirror) -> bool:
     "One pass; what goes wrong is told, never raised"
