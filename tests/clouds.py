@@ -57,7 +57,7 @@ class Machine:
         "Begin to execute a notebook"
         words = [x for k, v in parameters.items() for x in ('-y', json.dumps({k: v}))]
         out = self.root.parent / notebook.name
-        argv = [sys.executable, '-m', 'papermill', str(notebook), str(out), '--no-progress-bar', '--autosave-cell-every', '1', '-k', 'python3',
+        argv = [sys.executable, '-m', 'papermill', str(notebook), str(out), '--no-progress-bar', '--log-output', '--autosave-cell-every', '1', '-k', 'python3',
                 '--cwd', str(self.root.parent), *words]
         with open(self.root.parent / 'said', 'a') as said:
             self.process = subprocess.Popen(argv, env=self.env(), stdout=said, stderr=said, start_new_session=True)

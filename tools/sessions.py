@@ -29,6 +29,8 @@ def compare(whole: Path, run: Path) -> list[str]:
 
 def main() -> int:
     from clouds import WORDS, Machine, struck
+
+    from rlnb.runs.run import Run
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--kills', type=int, default=20)
     p.add_argument('--minutes', type=float, default=8)
@@ -43,7 +45,8 @@ def main() -> int:
             kind, seed = ('colab', 'kaggle')[len(rows) % 2], len(rows) + 1
             run, book = struck(kind, Path(d)/f'{kind}-{seed}', random.Random(seed), min(4, a.kills - done), WORDS)
             odd = compare(calm.work/WORDS['name'], run)
-            rows.append(dict(platform=kind, seed=seed, kills=len(book) - 1, differences=odd[:9], sessions=book))
+            lives = [[e['kind'], e['step']] for e in Run(run).events if e['kind'] in ('start', 'resume', 'finish')]
+            rows.append(dict(platform=kind, seed=seed, kills=len(book) - 1, differences=odd[:9], lives=lives, sessions=book))
             total = dict(kills=sum(r['kills'] for r in rows), resumed=sum(r['kills'] for r in rows if not r['differences']))
             where = dict(python=platform.python_version(), system=platform.system())
             out = dict(command='python tools/sessions.py', **where, steps=WORDS['steps'], total=total, runs=rows)
