@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASSUMED', 'Untried', 'assume', 'tried', 'Checked', 'platform_check']
 
-# %% ../../nbs/70_flow/45_check.ipynb #9d256f27
+# %% ../../nbs/70_flow/45_check.ipynb #7f34f77f
 import importlib
 import os
 import sys
@@ -21,7 +21,7 @@ from ..core.platform import Lock, is_locked, run_process
 from ..core.text import table
 from .places import Place, here, mount, probe_write
 
-# %% ../../nbs/70_flow/45_check.ipynb #74f96f02
+# %% ../../nbs/70_flow/45_check.ipynb #9f6a157c
 class Untried(Exception):
     "Why an assumption could not be tried"
 
@@ -41,7 +41,7 @@ def tried(f: Callable[[Place], str], place: Place) -> tuple[str, str]:
     except Exception as e: return 'FAIL', str(e) if isinstance(e, RlnbError) else one_line(e)
     return ('FAIL' if seen else 'PASS'), seen
 
-# %% ../../nbs/70_flow/45_check.ipynb #030d4ae2
+# %% ../../nbs/70_flow/45_check.ipynb #7b935504
 @assume('what is written into the work folder can be read back')
 def _writes(p: Place) -> str: return probe_write(p.work)
 
@@ -62,7 +62,7 @@ def _locks(p: Place) -> str:
 @assume('there are two gigabytes of room')
 def _room(p: Place) -> str: return '' if (free := free_bytes(p.work)) > 2e9 else f'{free/1e9:.1f} GB are free'
 
-# %% ../../nbs/70_flow/45_check.ipynb #bc397453
+# %% ../../nbs/70_flow/45_check.ipynb #034e63b3
 @assume('the first process is as old as the session', 'colab', 'kaggle')
 def _age(p: Place) -> str: return '' if 0 <= (age := time.time() - p.began) < 86_400 else f'it is {age/3600:.1f} h old: set RLNB_SESSION_BEGAN'
 
@@ -84,7 +84,7 @@ def _trains(p: Place) -> str:
     run.rm()
     return ', '.join(bad)
 
-# %% ../../nbs/70_flow/45_check.ipynb #64897dcf
+# %% ../../nbs/70_flow/45_check.ipynb #01620a01
 @assume('Colab has the modules for Drive and for secrets', 'colab')
 def _colab(p: Place) -> str:
     for name, has in (('drive', 'mount'), ('drive', 'flush_and_unmount'), ('userdata', 'get')):
@@ -101,7 +101,7 @@ def _drive_commits(p: Place) -> str:
     if p.drive is None or not p.drive.is_dir(): raise Untried('no Drive')
     return _commits(p._replace(work=p.drive))
 
-# %% ../../nbs/70_flow/45_check.ipynb #090f5745
+# %% ../../nbs/70_flow/45_check.ipynb #502c3949
 @assume('KAGGLE_KERNEL_RUN_TYPE says Interactive or Batch', 'kaggle')
 def _run_type(p: Place) -> str:
     said = os.environ.get('KAGGLE_KERNEL_RUN_TYPE', '')
@@ -116,7 +116,7 @@ def _inputs(p: Place) -> str:
     if not attached: raise Untried('nothing is attached')
     return '' if probe_write(attached[0]) else f'{attached[0].name} can be written to'
 
-# %% ../../nbs/70_flow/45_check.ipynb #60930ea1
+# %% ../../nbs/70_flow/45_check.ipynb #2c32fc0b
 class Checked(list[dict[str, Any]]):
     "Assumptions and what became of them, as a table"
     def __repr__(self) -> str: return table(self, ('result', 'assumption', 'seen'))
