@@ -286,3 +286,13 @@ def arms_of(names: list[str], root: str) -> Any:
     for r in runs(root): groups.setdefault(r.config.get('group', ''), []).append(r)
     found = {n: groups.get(n) or [find(n, root)] for n in names}
     return found if groups.keys() & set(names) else [r for rs in found.values() for r in rs]
+
+# %% ../nbs/97_verbs.ipynb #51dd5099
+@command('try on this machine what rlnb takes for granted about its platform',
+         (('--work',), dict(default='', help='where to write; else where runs go')))
+def _platform_check(a: argparse.Namespace) -> dict[str, Any]:
+    "PASS or FAIL, a line an assumption"
+    from rlnb.flow.check import platform_check
+    found = platform_check(a.work)
+    if not a.json: out(found)
+    return dict(platform=list(found), failed=found.failed, _code=70 if found.failed else 0)
