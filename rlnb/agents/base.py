@@ -6,7 +6,8 @@
 __all__ = ['agents', 'Loss', 'Agent']
 
 # %% ../../nbs/30_agents/00_base.ipynb #077d60f8
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Agent(nn.Module):
     config: type[Config]
     cfg: Any                                                         # an instance of it
     _flats: list[Flat]                                               # every flat vector that `together` reads
-    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]
+    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]; _alone: Callable[..., Any]
     update: Callable[..., Any]; together: Callable[..., Any]
     train_state: Callable[[], dict]
     load_train_state: Callable[[dict], None]
@@ -72,13 +73,23 @@ def forward(self: Agent, loss: Loss, batch: Batch) -> tuple[torch.Tensor, torch.
     return loss(batch)
 
 @patch
+@contextmanager
+def _alone(self: Agent, opt: Flat) -> Iterator[None]:
+    "Inside, the parameters of no other optimiser ask for a gradient"
+    rest = [p for o in self.opts.values() if o is not opt for p in o.leaves if p.requires_grad]
+    for p in rest: p.requires_grad_(False)
+    try: yield
+    finally:
+        for p in rest: p.requires_grad_()
+
+@patch
 def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str = 'adam', **how: Any) -> torch.Tensor:
     "One gradient step of this optimiser's parameters on loss(batch); returns its vector of metrics, still on the device"
     if torch.compiler.is_compiling(): info = self._gradient(opt, loss, opt.vec, opt.grad, batch)
     elif getattr(self.cfg, 'compile', False): info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
     else:
         opt.zero()
-        value, info = loss(batch)
+        with self._alone(opt): value, info = loss(batch)
         value.backward(inputs=opt.leaves)
     ranks.average(opt.grad)
     if self.cfg.max_grad_norm: opt.clip(self.cfg.max_grad_norm)
