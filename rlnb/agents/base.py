@@ -76,7 +76,7 @@ def forward(self: Agent, loss: Loss, batch: Batch) -> tuple[torch.Tensor, torch.
 @contextmanager
 def _alone(self: Agent, opt: Flat) -> Iterator[None]:
     "Inside, the parameters of no other optimiser ask for a gradient"
-    rest = [p for o in self.opts.values() if o is not opt for p in o.leaves if p.requires_grad]
+    rest = [p for o in self.opts.values() if o is not opt for p in o.leaves if p.requires_grad] if len(self.opts) > 1 else []
     for p in rest: p.requires_grad_(False)
     try: yield
     finally:

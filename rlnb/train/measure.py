@@ -176,7 +176,7 @@ _SB3 = dict(lr='learning_rate', gamma='gamma', lam='gae_lambda', clip='clip_rang
             tau='tau', buffer_size='buffer_size', batch_size='batch_size', learning_starts='learning_starts', eps_start='exploration_initial_eps',
             eps_end='exploration_final_eps', eps_fraction='exploration_fraction', actor_every='policy_delay', target_noise='target_policy_noise',
             noise_clip='target_noise_clip')
-_PACE = 'train_every', 'updates', 'target_every'
+_ALIKE = 'hidden', 'activation', 'compile', 'bf16', 'train_every', 'updates', 'target_every'     # said below, or no business of theirs
 _ELSE = dict(vf_clip=0., target_kl=0., norm_adv='minibatch', log_std=0., norm_obs=False, norm_reward=False)   # to be the same there
 
 def _falling(spec: str) -> Callable[[float], float]:
@@ -190,8 +190,9 @@ def sb3_settings(cfg: Any, num_envs: int = 1) -> dict[str, Any]:
     c = cfg.to_dict()
     off = _ELSE if 'n_steps' in c else type(cfg)().to_dict()
     for k, v in c.items():
-        if k not in {*_SB3, 'hidden', 'activation', 'compile', 'bf16', *_PACE} and v != off.get(k): raise BadInput(k, f'{v}', 'a setting that both sides have')
-    out: dict[str, Any] = {_SB3[k]: _falling(v) if isinstance(v, str) else v for k, v in c.items() if k in _SB3 and not (k == 'max_grad_norm' and not v)}
+        if k not in {*_SB3, *_ALIKE} and v != off.get(k): raise BadInput(k, f'{v}', 'a setting that both sides have')
+    out: dict[str, Any] = {_SB3[k]: _falling(v) if isinstance(v, str) else v for k, v in c.items()
+                           if k in _SB3 and (v or k != 'max_grad_norm')}
     act = dict(tanh=nn.Tanh, relu=nn.ReLU, elu=nn.ELU, gelu=nn.GELU, silu=nn.SiLU)[c['activation']]
     if 'train_every' in c:
         turn = max(1, c['train_every']//num_envs)
@@ -216,7 +217,8 @@ def _sb3(w: Workload) -> _Part:
             with torch.no_grad(): act = model.policy(torch.as_tensor(obs))[0]
             return len(act.cpu().numpy())
         return choose, []
-    if hasattr(model, 'replay_buffer'): rows, learner = counted(model.replay_buffer, 'sample', lambda args: args[0]), getattr(model, 'critic', model.policy)
+    if hasattr(model, 'replay_buffer'):
+        rows, learner = counted(model.replay_buffer, 'sample', lambda args: args[0]), getattr(model, 'critic', model.policy)
     else: rows, learner = counted(model.policy, 'evaluate_actions', lambda args: len(args[0])), model.policy
     seen = counted(learner.optimizer, 'step', lambda args: rows[-1])
     def learn(n: int = 1) -> int:
