@@ -68,7 +68,7 @@ class OffPolicy(Agent):
     keys: tuple[str, ...] = ()           # names of what `step` reports
     step: Callable[[Batch, float], tuple[Tensor, Tensor]]     # batch, progress → (metrics, an error a row)
     bias: Callable[[Replay], dict[str, float]]
-    batches: Callable[[Replay, int, float], Iterator[Batch]]; learn: Callable[[Replay, float], dict[str, Any]]
+    batches: Callable[[Replay, int, float], Iterator[Batch]]
     train_state: Callable[[], dict]
     load_train_state: Callable[[dict], None]
 

@@ -50,7 +50,7 @@ class Affine(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor: return product(x, w, b)
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ctx.save_for_backward(*inputs[:2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None: ctx.save_for_backward(*inputs[:2])
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         (x, w), (dx, dw, db) = ctx.saved_tensors, ctx.needs_input_grad
