@@ -87,7 +87,8 @@ _TABLE: dict[str, dict[str, Any]] = {
     'dqn-cartpole-1': dict(agent='dqn', num_envs=1, steps=8_000),
     'dqn-ours-64': dict(agent='dqn', env='rlnb/CartPole-v1', num_envs=64, steps=16_000, peer_env='CartPole-v1'),
     'dqn-ours-64-compiled': dict(agent='dqn', env='rlnb/CartPole-v1', num_envs=64, steps=16_000, settings=_FAST, peer_env='CartPole-v1')}
-_LIMBS: list[tuple[str, int, dict[str, Any]]] = [('pendulum', 1200, dict(env='Pendulum-v1', settings=_SWING)), ('cheetah', 800, dict(env='HalfCheetah-v5', settings=_RUN))]
+_LIMBS: list[tuple[str, int, dict[str, Any]]] = [
+    ('pendulum', 1200, dict(env='Pendulum-v1', settings=_SWING)), ('cheetah', 800, dict(env='HalfCheetah-v5', settings=_RUN))]
 for _world, _many, _kw in _LIMBS:
     for _agent in ('sac', 'td3')[:1 + (_world == 'cheetah')]:
         for _how, _more in (('', {}), ('-compiled', _FAST), ('-bf16', _FAST | dict(bf16=True)))[:3 - (_agent == 'td3')]:
