@@ -87,7 +87,7 @@ def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str 
     "One gradient step of this optimiser's parameters on loss(batch); returns its vector of metrics, still on the device"
     fast = getattr(self.cfg, 'compile', False) and not torch.compiler.is_compiling()
     if fast and rule == 'adam' and ranks.world() == 1:
-        return self.together(lambda b, lr: self.update(opt, loss, b, lr, **how), batch, lr, loss.__name__)
+        return self.together(lambda b, lr: Agent.update(self, opt, loss, b, lr, **how), batch, lr, loss.__name__)
     if fast: info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
     elif torch.compiler.is_compiling(): info = self._gradient(opt, loss, opt.vec, opt.grad, batch)
     else:
