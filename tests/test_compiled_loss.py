@@ -3,9 +3,12 @@ import shutil
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from rlnb.agents.sac import SAC
+from rlnb.core.batch import Batch
 from rlnb.core.heads import Categorical, Gaussian, MultiBinary, MultiCategorical, Squashed
 from rlnb.core.nets import Flat, mlp
 
@@ -40,3 +43,18 @@ def test_one_graph_equals_eager() -> None:
         torch.testing.assert_close(value, net(b).detach(), atol=1e-5, rtol=1e-5)
         flat.adam(1e-2)
     assert flat.grad.norm() > .1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ('g++', 'clang++', 'c++'))), reason='torch.compile needs a C++ compiler')
+def test_a_wide_update_as_one_graph_equals_the_plain_one() -> None:
+    "Wide enough for the other kernel of core/product, where this processor has it"
+    see, do, n = spaces.Box(-1, 1, (17,)), spaces.Box(-1, 1, (6,)), 256
+    plain, quick = (SAC(see, do, SAC.config.from_dict(dict(compile=c)), 1) for c in (False, True))
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *s: torch.randn(*s, generator=g)
+    b = Batch(obs=draw(n, 17), act=draw(n, 6).tanh(), reward=draw(n), discount=torch.full((n,), .99), next_obs=draw(n, 17), weight=torch.ones(n))
+    for _ in range(3):
+        (a, _), (c, _) = plain.step(b, 0.), quick.step(b, 0.)
+        torch.testing.assert_close(c, a, atol=1e-4, rtol=1e-4)
+        for k in ('q', 'pi'): torch.testing.assert_close(quick.opts[k].grad, plain.opts[k].grad, atol=1e-5, rtol=1e-3)

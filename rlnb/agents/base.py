@@ -6,7 +6,8 @@
 __all__ = ['agents', 'Loss', 'Agent']
 
 # %% ../../nbs/30_agents/00_base.ipynb #077d60f8
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Agent(nn.Module):
     config: type[Config]
     cfg: Any                                                         # an instance of it
     _flats: list[Flat]                                               # every flat vector that `together` reads
-    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]
+    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]; _alone: Callable[..., Any]; _graph: Callable[..., Any]
     update: Callable[..., Any]; together: Callable[..., Any]
     train_state: Callable[[], dict]
     load_train_state: Callable[[dict], None]
@@ -72,13 +73,26 @@ def forward(self: Agent, loss: Loss, batch: Batch) -> tuple[torch.Tensor, torch.
     return loss(batch)
 
 @patch
+@contextmanager
+def _alone(self: Agent, opt: Flat) -> Iterator[None]:
+    "Inside, the parameters of no other optimiser ask for a gradient"
+    rest = [p for o in self.opts.values() if o is not opt for p in o.leaves if p.requires_grad] if len(self.opts) > 1 else []
+    for p in rest: p.requires_grad_(False)
+    try: yield
+    finally:
+        for p in rest: p.requires_grad_()
+
+@patch
 def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str = 'adam', **how: Any) -> torch.Tensor:
     "One gradient step of this optimiser's parameters on loss(batch); returns its vector of metrics, still on the device"
-    if torch.compiler.is_compiling(): info = self._gradient(opt, loss, opt.vec, opt.grad, batch)
-    elif getattr(self.cfg, 'compile', False): info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
+    fast = getattr(self.cfg, 'compile', False) and not torch.compiler.is_compiling()
+    if fast and rule == 'adam' and ranks.world() == 1:
+        return self.together(lambda b, lr: Agent.update(self, opt, loss, b, lr, **how), batch, lr, loss.__name__)
+    if fast: info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
+    elif torch.compiler.is_compiling(): info = self._gradient(opt, loss, opt.vec, opt.grad, batch)
     else:
         opt.zero()
-        value, info = loss(batch)
+        with self._alone(opt): value, info = loss(batch)
         value.backward(inputs=opt.leaves)
     ranks.average(opt.grad)
     if self.cfg.max_grad_norm: opt.clip(self.cfg.max_grad_norm)
@@ -97,26 +111,28 @@ def _gradient(self: Agent, opt: Flat, loss: Loss, vec: torch.Tensor, grad: torch
     return info
 
 @patch
-def _compiled(self: Agent, opt: Flat, loss: Loss) -> Callable[..., torch.Tensor]:
-    "The same loss and its gradient as one graph over the flat vector, made once"
+def _graph(self: Agent, name: tuple[str, ...], f: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    "f(*args) as one compiled graph, made once; at each call only the tensors' shapes are looked at"
     graphs = self.__dict__.setdefault('_graphs', {})
-    name = loss.__name__
     if name not in graphs:
-        def graph(vec: torch.Tensor, grad: torch.Tensor, batch: dict) -> torch.Tensor: return self._gradient(opt, loss, vec, grad, Batch(batch))
-        graphs[name] = torch.compile(graph, fullgraph=True, dynamic=False)
-    return lambda vec, grad, batch: torch.no_grad()(graphs[name])(vec, grad, dict(batch))
+        f.__code__ = f.__code__.replace(co_name='_'.join(name))
+        graphs[name] = torch.compile(f, fullgraph=True, dynamic=False, options=dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe))
+    with torch.no_grad(): return graphs[name](*args)
+
+@patch
+def _compiled(self: Agent, opt: Flat, loss: Loss) -> Callable[..., torch.Tensor]:
+    "The same loss and its gradient as one graph over the flat vector"
+    def graph(vec: torch.Tensor, grad: torch.Tensor, batch: dict) -> torch.Tensor: return self._gradient(opt, loss, vec, grad, Batch(batch))
+    return lambda vec, grad, batch: self._graph((loss.__name__, 'gradient', *batch), graph, vec, grad, dict(batch))
 
 # %% ../../nbs/30_agents/00_base.ipynb #365d0c52
 @patch
-def together(self: Agent, steps: Callable[..., torch.Tensor], batch: Batch, lr: float) -> torch.Tensor:
+def together(self: Agent, steps: Callable[..., torch.Tensor], batch: Batch, lr: Any, name: str = '') -> torch.Tensor:
     "Call steps(batch, lr), several updates that belong together; with `compile`, as one graph"
     if not getattr(self.cfg, 'compile', False) or ranks.world() > 1: return steps(batch, lr)
-    graphs = self.__dict__.setdefault('_graphs', {})
-    if steps.__name__ not in graphs:
-        self._flats = [x for x in (*self.opts.values(), *vars(self).values()) if isinstance(x, Flat)]
-        def graph(batch: dict, lr: torch.Tensor) -> torch.Tensor: return steps(Batch(batch), lr)
-        graphs[steps.__name__] = torch.compile(graph, fullgraph=True, dynamic=False)
-    with torch.no_grad(): return graphs[steps.__name__](dict(batch), torch.tensor(lr))
+    if '_flats' not in self.__dict__: self._flats = [x for x in (*self.opts.values(), *vars(self).values()) if isinstance(x, Flat)]
+    def graph(batch: dict, lr: torch.Tensor) -> torch.Tensor: return steps(Batch(batch), lr)
+    return self._graph((name or steps.__name__, *batch), graph, dict(batch), torch.tensor(lr))
 
 # %% ../../nbs/30_agents/00_base.ipynb #65193aca
 @patch

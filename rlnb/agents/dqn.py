@@ -61,7 +61,7 @@ class DQN(OffPolicy):
     config = DQNConfig
     keys = ('q_loss', 'q', 'target', 'td')
     loss: Callable[[Batch], tuple[Tensor, Tensor]]
-    step: Callable[[Batch, float], tuple[Tensor, Tensor]]
+    step: Callable[[Batch, float], tuple[Tensor, Tensor]]; fit: Callable[[Batch, Any], Tensor]; beyond: Callable[[Batch], Tensor]
 
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
@@ -82,6 +82,9 @@ class DQN(OffPolicy):
         "The best action each, or any"
         if not explore: return Batch(act=self.values(obs).argmax(-1))
         return Batch(act=explored(self, obs, 1. if self.warm else epsilon(self.cfg, progress)))
+    @property
+    def steady(self) -> int: return 0 if self.cfg.double or self.cfg.target_every == 1 else self.cfg.target_every - self.count % self.cfg.target_every
+    def ahead(self, b: Batch) -> Batch: return Batch(b, after=self.beyond(b))
 
 agents.add('dqn', DQN)
 
@@ -114,25 +117,33 @@ def huber(q: Tensor, y: Tensor) -> Tensor:
     return nn.functional.huber_loss(q, y, reduction='none')
 
 @patch
-def loss(self: DQN, b: Batch) -> tuple[Tensor, Tensor]:
-    "Weighted Huber loss towards the target; (metrics …, an error a row)"
-    q = split(self.q(b.obs), self.cfg.dueling).gather(1, b.act[:, None])[:, 0]
+def beyond(self: DQN, b: Batch) -> Tensor:
+    "What the target expects after these transitions"
     with torch.no_grad():
         after = masked(split(self.target(b.next_obs), self.cfg.dueling), b.next_obs)
-        if self.cfg.double:
-            best = masked(split(self.q(b.next_obs), self.cfg.dueling), b.next_obs).argmax(1, keepdim=True)
-            v = after.gather(1, best)[:, 0]
-        else: v = after.amax(1)
-        y = b.reward + b.discount*v
+        if not self.cfg.double: return after.amax(1)
+        best = masked(split(self.q(b.next_obs), self.cfg.dueling), b.next_obs).argmax(1, keepdim=True)
+        return after.gather(1, best).squeeze(1)
+
+@patch
+def loss(self: DQN, b: Batch) -> tuple[Tensor, Tensor]:
+    "Weighted Huber loss towards the target; (metrics …, an error a row)"
+    q = split(self.q(b.obs), self.cfg.dueling).gather(1, b.act[:, None]).squeeze(1)
+    y = b.reward + b.discount*(b.after if 'after' in b else self.beyond(b))
     h = b.weight*huber(q, y)
-    with torch.no_grad(): info = torch.cat([torch.stack([h, q, y, (q - y).abs()]).mean(1), q - y])
+    with torch.no_grad(): info = torch.cat([torch.stack([h, q, y, (err := q - y).abs()]).mean(1), err])
     return h.mean(), info
 
 # %% ../../nbs/30_agents/40_dqn.ipynb #7fa9c286
 @patch
+def fit(self: DQN, b: Batch, lr: Any) -> Tensor:
+    "One gradient step"
+    return self.update(self.opts['q'], self.loss, b, lr)
+
+@patch
 def step(self: DQN, b: Batch, progress: float) -> tuple[Tensor, Tensor]:
     "A gradient step; metrics, and an error a row"
-    info = self.update(self.opts['q'], self.loss, b, at(self.cfg.lr, progress))
+    info = self.together(self.fit, b, at(self.cfg.lr, progress))
     if (self.count + 1) % self.cfg.target_every == 0: self.slow.lerp_(self.opts['q'], self.cfg.tau)
     k = len(self.keys)
     return info[:k], info[k:]

@@ -6,7 +6,7 @@
 __all__ = ['make_replay', 'Vectors', 'net_for', 'fast', 'OffPolicy']
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #a4b545ca
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class OffPolicy(Agent):
     keys: tuple[str, ...] = ()           # names of what `step` reports
     step: Callable[[Batch, float], tuple[Tensor, Tensor]]     # batch, progress → (metrics, an error a row)
     bias: Callable[[Replay], dict[str, float]]
+    batches: Callable[[Replay, int, float], Iterator[Batch]]
     train_state: Callable[[], dict]
     load_train_state: Callable[[dict], None]
 
@@ -84,6 +85,13 @@ class OffPolicy(Agent):
     def warm(self) -> bool:
         "Has nothing been learned yet?"
         return self.count == 0
+    @property
+    def steady(self) -> int:
+        "For how many gradient steps `ahead` will hold; 0: nothing can be said ahead"
+        return 0
+    def ahead(self, b: Batch) -> Batch:
+        "Several batches at once, with what is known of them before the first is learned from"
+        return b
     def make_buffer(self, env: Any) -> Replay:
         "A replay for these worlds"
         self.num_envs = env.num_envs
@@ -91,12 +99,21 @@ class OffPolicy(Agent):
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #55f625a9
 @patch
+def batches(self: OffPolicy, buffer: Replay, k: int, progress: float) -> Iterator[Batch]:
+    "k batches, one after the other"
+    n, most = self.cfg.batch_size, 1 if buffer.sampler.heeds or buffer.k else 4096
+    while k:
+        m = min(k, max(1, most//n), self.steady or k)
+        b = buffer.sample(m*n, progress)
+        yield from (self.ahead(b) if self.steady else b).split(n) if m > 1 else [b]
+        k -= m
+
+@patch
 def learn(self: OffPolicy, buffer: Replay, progress: float) -> dict[str, Any]:
     "As many gradient steps as the new environment steps ask for"
     n, self.owed = divmod(self.owed + buffer.fresh*self.cfg.updates, self.cfg.train_every)
     total: Any = 0.
-    for _ in range(n):
-        b = buffer.sample(self.cfg.batch_size, progress)
+    for b in self.batches(buffer, n, progress):
         info, err = self.step(b, progress)
         self.count += 1
         buffer.update(b.row, err)

@@ -22,6 +22,7 @@ from ..core.seed import generator_state, set_generator_state, stream
 # %% ../../nbs/20_buffers/20_replay.ipynb #bb52dff0
 class Uniform:
     "Every transition alike"
+    heeds = False                        # does what is learned change what is drawn next?
     def __init__(self, seed: int = 0): self.rng = stream(seed, 'replay')
     def attach(self, ring: Any) -> None: self.ring = ring
     def draw(self, n: int, progress: float) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import BadInput, RlnbError, did_you_mean
+from .product import Affine, Linear, wide
 
 # %% ../../nbs/00_core/60_nets.ipynb #12c606c0
 activations: dict[str, type[nn.Module]] = dict(tanh=nn.Tanh, relu=nn.ReLU, elu=nn.ELU, gelu=nn.GELU, silu=nn.SiLU)
@@ -28,7 +29,7 @@ def _act(name: str) -> nn.Module:
 
 def _linear(n_in: int, n_out: int, gain: float, members: int | None) -> nn.Module:
     "A linear layer, or `members` of them, orthogonal"
-    layer = nn.Linear(n_in, n_out) if members is None else Linears(members, n_in, n_out)
+    layer: Any = Linear(n_in, n_out) if members is None else Linears(members, n_in, n_out)
     with torch.no_grad():
         for w in layer.weight[None] if members is None else layer.weight.mT: nn.init.orthogonal_(w, gain)
         layer.bias.zero_()
@@ -64,6 +65,7 @@ class Linears(nn.Module):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.zeros(k, n_in, n_out)), nn.Parameter(torch.zeros(k, 1, n_out))
     def forward(self, x: Tensor) -> Tensor:
+        if wide(x, self.weight): return Affine.apply(x, self.weight, self.bias)
         if self.weight.shape[-1] > 1: return torch.baddbmm(self.bias, x, self.weight)
         return (x*self.weight.mT).sum(-1, keepdim=True) + self.bias      # one output is no job for a matrix kernel
 
@@ -163,7 +165,7 @@ def _layers(net: nn.Module) -> list[tuple[nn.Module, Any]]:
     "(linear layer, in-place activation) of a plain network; empty if it is more than that"
     if type(net) not in (nn.Sequential, Members): return []
     kinds, known = list(net.children()), {nn.Tanh: _TANH, nn.ReLU: _RELU}
-    linear = (nn.Linear,) if type(net) is nn.Sequential else (Linears,)
+    linear = (nn.Linear, Linear) if type(net) is nn.Sequential else (Linears,)
     plain = all(type(m) in linear and m.bias is not None for m in kinds[::2]) and all(type(m) in known for m in kinds[1::2])
     if len(kinds) % 2 == 0 or not plain: return []
     return list(zip(kinds[::2], [known[type(m)] for m in kinds[1::2]] + [None]))

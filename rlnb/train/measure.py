@@ -41,10 +41,18 @@ class Workload(Config):
     peer_env: str = param('', "The peer's world, where it is another")
 
     def experiment(self) -> Experiment:
-        "What `train` is asked for: one iteration more than is measured"
+        "What `train` is asked for: more iterations than are measured"
         made: dict[str, Any] = dict(agent=self.agent, env=self.env, num_envs=self.num_envs, agent_cfg=self.settings or {})
-        return Experiment(**made, steps=self.rows*(self.iters + 1))
+        return Experiment(**made, steps=self.rows*(self.iters + self.before))
 
+    @property
+    def cfg(self) -> Any:
+        "The agent's configuration"
+        return find_agent(self.agent).config.from_dict(self.settings or {})
+    @property
+    def before(self) -> int:
+        "Iterations before the clock: one, and those that fill a memory"
+        return 1 + -(-getattr(self.cfg, 'learning_starts', 0)//self.rows)
     @property
     def iters(self) -> int:
         "Whole iterations on the clock"
@@ -53,12 +61,13 @@ class Workload(Config):
     def rows(self) -> int:
         "Environment steps of one iteration, or of one call where a part is measured"
         if self.what in ('env', 'act'): return self.num_envs
-        return self.num_envs*find_agent(self.agent).config.from_dict(self.settings or {}).n_steps
+        return self.num_envs*getattr(self.cfg, 'n_steps', max(1, getattr(self.cfg, 'train_every', 1)//self.num_envs))
 
 # %% ../../nbs/50_train/75_measure.ipynb #2d2c6b27
 _PPO = dict(lr=1e-3, n_steps=128, minibatch=256, epochs=4)
 _CHEETAH = dict(lr=3e-4, n_steps=512, minibatch=64, epochs=10)
 _WIDE, _FAST = _PPO | dict(n_steps=32), dict(compile=True)
+_SWING, _RUN = dict(lr=1e-3, learning_starts=100, buffer_size=100_000), dict(lr=3e-4, buffer_size=100_000)
 
 _TABLE: dict[str, dict[str, Any]] = {
     'ppo-cartpole-8': dict(settings=_PPO, steps=50_000),
@@ -74,7 +83,16 @@ _TABLE: dict[str, dict[str, Any]] = {
     'act-cartpole-8': dict(what='act', steps=40_000),
     'learn-cartpole-8': dict(what='learn', settings=_PPO, steps=50_000),
     'ppo-ours-1024': dict(env='rlnb/CartPole-v1', settings=_WIDE | dict(minibatch=8192), num_envs=1024, steps=500_000, peer=''),
-    'ppo-ours-4096': dict(env='rlnb/CartPole-v1', settings=_WIDE | dict(minibatch=32768), num_envs=4096, steps=500_000, peer='')}
+    'ppo-ours-4096': dict(env='rlnb/CartPole-v1', settings=_WIDE | dict(minibatch=32768), num_envs=4096, steps=500_000, peer=''),
+    'dqn-cartpole-1': dict(agent='dqn', num_envs=1, steps=8_000),
+    'dqn-ours-64': dict(agent='dqn', env='rlnb/CartPole-v1', num_envs=64, steps=16_000, peer_env='CartPole-v1'),
+    'dqn-ours-64-compiled': dict(agent='dqn', env='rlnb/CartPole-v1', num_envs=64, steps=16_000, settings=_FAST, peer_env='CartPole-v1')}
+_LIMBS: list[tuple[str, int, dict[str, Any]]] = [
+    ('pendulum', 1200, dict(env='Pendulum-v1', settings=_SWING)), ('cheetah', 800, dict(env='HalfCheetah-v5', settings=_RUN))]
+for _world, _many, _kw in _LIMBS:
+    for _agent in ('sac', 'td3')[:1 + (_world == 'cheetah')]:
+        for _how, _more in (('', {}), ('-compiled', _FAST), ('-bf16', _FAST | dict(bf16=True)))[:3 - (_agent == 'td3')]:
+            _TABLE[f'{_agent}-{_world}{_how}'] = {**_kw, **dict(agent=_agent, num_envs=1, steps=_many, settings={**_kw['settings'], **_more})}
 WORKLOADS = {name: Workload(name=name, **kw) for name, kw in _TABLE.items()}
 
 # %% ../../nbs/50_train/75_measure.ipynb #0818c6b0
@@ -97,16 +115,19 @@ def counted(obj: Any, name: str, rows: Callable[[tuple], int]) -> list[int]:
     return seen
 
 # %% ../../nbs/50_train/75_measure.ipynb #053799c0
-def _batch(args: tuple) -> int: return len(args[2]['adv'])      # update(opt, loss, batch, …)
+def _counted(agent: Any) -> list[int]:
+    "The rows of each gradient step: of `update(opt, loss, batch, …)`, or of `step(batch, …)`, which may take several of them on one batch"
+    name, i = ('step', 0) if hasattr(agent, 'step') else ('update', 2)
+    return counted(agent, name, lambda args: len(args[i]['reward' if name == 'step' else 'adv']))
 
 class Stopwatch(Callback):
     "Read the clock after the first iteration and at the end"
     order = 1000
-    def __init__(self, iters: int): self.iters = iters
-    def before_fit(self, t: Any) -> None: self.seen, self.born = counted(t.agent, 'update', _batch), perf_counter()
+    def __init__(self, iters: int, before: int = 1): self.iters, self.before = iters, before
+    def before_fit(self, t: Any) -> None: self.seen, self.born = _counted(t.agent), perf_counter()
     def after_learn(self, t: Any) -> None:
-        if t.iter == 1: self.first, self.then, self.was = perf_counter() - self.born, reading(t.step, self.seen), self.parts(t)
-        if t.iter == self.iters + 1: raise CancelFit('measured')
+        if t.iter == self.before: self.first, self.then, self.was = perf_counter() - self.born, reading(t.step, self.seen), self.parts(t)
+        if t.iter == self.iters + self.before: raise CancelFit('measured')
     def after_fit(self, t: Any) -> None:
         self.found = between(self.then, reading(t.step, self.seen)) | dict(first=self.first, parts=between(self.was, self.parts(t)))
     def parts(self, t: Any) -> dict[str, float]:
@@ -115,9 +136,9 @@ class Stopwatch(Callback):
 
 def _fit(w: Workload) -> dict[str, Any]:
     "Training, through the front door"
-    e, watch = w.experiment(), Stopwatch(w.iters)
+    e, watch = w.experiment(), Stopwatch(w.iters, w.before)
     with tempfile.TemporaryDirectory() as root:
-        train(e.agent, e.env, e.steps, root, episodes=1, cbs=[watch], num_envs=e.num_envs, **(w.settings or {}))
+        train(e.agent, e.env, e.steps, root, episodes=1, cbs=[watch], presets=False, num_envs=e.num_envs, **(w.settings or {}))
     return watch.found
 
 # %% ../../nbs/50_train/75_measure.ipynb #280eba7e
@@ -142,7 +163,7 @@ def _ours(w: Workload) -> _Part:
     if w.what == 'act':
         obs = t.collector.obs
         return lambda: len((t.agent.act(obs), t.agent.value(obs))[1]), []
-    seen, buffer = counted(t.agent, 'update', _batch), t.buffer
+    seen, buffer = _counted(t.agent), t.buffer
     t.collector.collect(t.agent, buffer, t.agent.collect_steps)
     ends = buffer.ends
     def learn() -> int:
@@ -153,7 +174,11 @@ def _ours(w: Workload) -> _Part:
 
 # %% ../../nbs/50_train/75_measure.ipynb #cf70a8af
 _SB3 = dict(lr='learning_rate', gamma='gamma', lam='gae_lambda', clip='clip_range', ent_coef='ent_coef', vf_coef='vf_coef',
-            max_grad_norm='max_grad_norm', n_steps='n_steps', epochs='n_epochs', minibatch='batch_size')
+            max_grad_norm='max_grad_norm', n_steps='n_steps', epochs='n_epochs', minibatch='batch_size',
+            tau='tau', buffer_size='buffer_size', batch_size='batch_size', learning_starts='learning_starts', eps_start='exploration_initial_eps',
+            eps_end='exploration_final_eps', eps_fraction='exploration_fraction', actor_every='policy_delay', target_noise='target_policy_noise',
+            noise_clip='target_noise_clip')
+_ALIKE = 'hidden', 'activation', 'compile', 'bf16', 'train_every', 'updates', 'target_every'     # said below, or no business of theirs
 _ELSE = dict(vf_clip=0., target_kl=0., norm_adv='minibatch', log_std=0., norm_obs=False, norm_reward=False)   # to be the same there
 
 def _falling(spec: str) -> Callable[[float], float]:
@@ -161,14 +186,20 @@ def _falling(spec: str) -> Callable[[float], float]:
     s = schedule(spec)
     return lambda left: at(s, 1 - left)
 
-def sb3_settings(cfg: Any) -> dict[str, Any]:
+def sb3_settings(cfg: Any, num_envs: int = 1) -> dict[str, Any]:
     "A configuration of ours in the words of Stable-Baselines3"
     from torch import nn
     c = cfg.to_dict()
+    off = _ELSE if 'n_steps' in c else type(cfg)().to_dict()
     for k, v in c.items():
-        if k not in {*_SB3, 'hidden', 'activation', 'compile'} and v != _ELSE.get(k): raise BadInput(k, f'{v}', 'a setting that both sides have')
-    out: dict[str, Any] = {_SB3[k]: _falling(v) if isinstance(v, str) else v for k, v in c.items() if k in _SB3}
+        if k not in {*_SB3, *_ALIKE} and v != off.get(k): raise BadInput(k, f'{v}', 'a setting that both sides have')
+    out: dict[str, Any] = {_SB3[k]: _falling(v) if isinstance(v, str) else v for k, v in c.items()
+                           if k in _SB3 and (v or k != 'max_grad_norm')}
     act = dict(tanh=nn.Tanh, relu=nn.ReLU, elu=nn.ELU, gelu=nn.GELU, silu=nn.SiLU)[c['activation']]
+    if 'train_every' in c:
+        turn = max(1, c['train_every']//num_envs)
+        out |= dict(train_freq=turn, gradient_steps=c['updates']*turn*num_envs//c['train_every'])
+        if 'target_every' in c: out['target_update_interval'] = c['target_every']*c['train_every']//c['updates']
     return out | dict(policy_kwargs=dict(net_arch=list(c['hidden']), activation_fn=act))
 
 # %% ../../nbs/50_train/75_measure.ipynb #1a51ba7a
@@ -181,15 +212,17 @@ def _sb3(w: Workload) -> _Part:
         venv.reset()
         act = cycle(_actions(venv.action_space, w.num_envs))
         return lambda: len(venv.step(next(act))[2]), []
-    model = getattr(sb3, w.agent.upper())('MlpPolicy', venv, seed=0, device='cpu', **sb3_settings(w.experiment().agent_cfg))
+    model = getattr(sb3, w.agent.upper())('MlpPolicy', venv, seed=0, device='cpu', **sb3_settings(w.experiment().agent_cfg, w.num_envs))
     if w.what == 'act':
         obs = venv.reset()
         def choose() -> int:
             with torch.no_grad(): act = model.policy(torch.as_tensor(obs))[0]
             return len(act.cpu().numpy())
         return choose, []
-    rows = counted(model.policy, 'evaluate_actions', lambda args: len(args[0]))
-    seen = counted(model.policy.optimizer, 'step', lambda args: rows[-1])
+    if hasattr(model, 'replay_buffer'):
+        rows, learner = counted(model.replay_buffer, 'sample', lambda args: args[0]), getattr(model, 'critic', model.policy)
+    else: rows, learner = counted(model.policy, 'evaluate_actions', lambda args: len(args[0])), model.policy
+    seen = counted(learner.optimizer, 'step', lambda args: rows[-1])
     def learn(n: int = 1) -> int:
         before = model.num_timesteps
         model.learn(n*w.rows, reset_num_timesteps=False)
@@ -223,7 +256,7 @@ def one(w: Workload, side: str = 'rlnb') -> dict[str, Any]:
         if side == 'rlnb' and w.what == 'train': return _fit(w)
         call, seen = _SIDES[side](w)
         then = perf_counter()
-        call()
+        call(*[w.before]*(w.what == 'train'))
         first, a, n = perf_counter() - then, reading(0, seen), 0
         if w.what == 'train': n = call(w.iters)        # type: ignore[call-arg]
         while n < w.iters*w.rows: n += call()
