@@ -1,76 +1,33 @@
 """JupyterLab in a real browser: `dev.py lab`'s server opens the quick start, its cells run, the curve is there, and nothing
 is asked of any other machine"""
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 
+import labs
 import pytest
 from conftest import ROOT
+from labs import begin, run_all
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-    "A lab on 127.0.0.1 as dev.py starts it, its settings and the notebook in temporary folders; yields (address, folder)"
-    home, work = tmp_path_factory.mktemp('home'), tmp_path_factory.mktemp('work')
+    "A lab with the quick start in its folder; yields (address, folder)"
+    work = tmp_path_factory.mktemp('work')
     shutil.copy(ROOT / 'nbs' / '90_learn' / '10_quickstart.ipynb', work)
-    env = os.environ | {f'JUPYTER{k}': str(home / k) for k in ('_CONFIG_DIR', '_DATA_DIR', '_RUNTIME_DIR', 'LAB_SETTINGS_DIR', 'LAB_WORKSPACES_DIR')}
-    env |= dict(IPYTHONDIR=str(home / 'ipython'), HOME=str(home))
-    argv = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', '--port=0', '--IdentityProvider.token=tests', f'--ServerApp.root_dir={work}',
-            '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.expose_app_in_browser=True']
-    argv += ['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
-    with open(home / 'log', 'w') as log:
-        p = subprocess.Popen(argv, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=work)
-    try:
-        end, address = time.monotonic() + 60, ''
-        while time.monotonic() < end and not address:
-            time.sleep(.3)
-            found = list(home.glob('**/jpserver-*.json'))
-            if found:
-                info = json.loads(found[0].read_text())
-                try:
-                    urllib.request.urlopen(f"{info['url']}api/status?token=tests", timeout=5)
-                    address = info['url']
-                except OSError:
-                    pass
-        assert address, (home / 'log').read_text()[-2000:]
-        yield address, work
-    finally:
-        os.killpg(p.pid, signal.SIGTERM)
-        p.wait(20)
+    with labs.lab(work, tmp_path_factory.mktemp('home')) as address: yield address, work
 
 
 @pytest.fixture(scope='module')
 def page(lab):
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        page = browser.new_page(viewport=dict(width=1280, height=900))
-        page.outside, page.errors = [], []
-        page.on('request', lambda r: None if re.match(rf'{re.escape(lab[0])}|data:|blob:|ws://127', r.url) else page.outside.append(r.url))
-        page.on('pageerror', lambda e: page.errors.append(str(e)))
-        yield page
-        browser.close()
-
-
-READY = 'async () => { const w = jupyterapp.shell.currentWidget; await w.context.ready; await w.context.sessionContext.ready; await w.context.sessionContext.session.kernel.info; return true }'
+    with labs.browser(lab[0]) as page: yield page
 
 
 def test_the_quick_start_runs_in_the_lab(lab, page):
     address, work = lab
-    page.goto(f'{address}lab/tree/10_quickstart.ipynb?token=tests&reset')
-    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
-    page.evaluate(READY)
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    begin(page, address, '10_quickstart.ipynb')
+    run_all(page)
     page.wait_for_function('() => [...document.querySelectorAll(".jp-OutputArea-output")].some(o => o.innerText.includes("result.json"))', timeout=120_000)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000, state='attached')
     assert page.query_selector('.jp-OutputArea-output img')         # the lab draws only the cells that are in sight
@@ -78,5 +35,43 @@ def test_the_quick_start_runs_in_the_lab(lab, page):
     result = json.loads(next((work / 'runs').glob('quickstart*/result.json')).read_text())
     assert result['phase'] == 'finished' and result['return']['n'] == 100
     page.screenshot(path=str(work / 'lab.png'))
+    assert not page.errors and not page.outside, (page.errors[:3], page.outside[:3])
+    page.evaluate('jupyterapp.shell.currentWidget.context.sessionContext.shutdown()')
+
+
+def test_a_run_is_started_paused_and_stopped_with_the_mouse(lab, page):
+    "Launcher → Start → the curve grows → Pause → Continue → Checkpoint → Stop; a reload of the page keeps the buttons alive"
+    import nbformat
+    from rlnb.runs.run import find
+    address, work = lab
+    code = "from rlnb.all import *\nPanel(agent='ppo', env='rlnb/CartPole-v1', steps=50_000_000)"
+    spec = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=spec), work / 'panel.ipynb')
+    begin(page, address, 'panel.ipynb')
+    run_all(page)
+    press = lambda what: page.locator(f'.jp-OutputArea-output button.jupyter-button:has-text("{what}")').last.click()
+    badge = lambda word: page.wait_for_function(f'() => document.querySelector(".rlnb-badge")?.innerText === "{word}"', timeout=60_000)
+    page.wait_for_selector('.jp-OutputArea-output button:has-text("Start")', timeout=60_000)
+    press('Start')
+    badge('running')
+    points = '() => Number(document.querySelector(".jp-OutputArea-output svg[data-points]")?.dataset.points || 0)'
+    page.wait_for_function(f'() => ({points})() > 5', timeout=60_000)
+    run = find('ppo-CartPole-v1-0'.lower(), work / 'runs')
+    press('Pause')
+    badge('paused')
+    seen = page.evaluate(points)
+    press('Continue')
+    badge('running')
+    page.wait_for_function(f'() => ({points})() > {seen}', timeout=60_000)
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    page.goto(f'{address}lab/tree/panel.ipynb?token=tests')
+    page.wait_for_selector('.rlnb-badge', timeout=60_000)
+    press('Checkpoint')
+    page.wait_for_function('() => document.body.innerText.includes("saved at step")', timeout=60_000)
+    press('Stop')
+    page.wait_for_function('() => document.body.innerText.includes("checkpoint saved at step")', timeout=60_000)
+    assert run.phase == 'stopped' and run.checkpoints()
+    roles = page.evaluate('() => [...document.querySelectorAll(".jp-OutputArea-output [role]")].map(e => e.getAttribute("role"))')
+    assert {'progressbar', 'img', 'status'} <= set(roles)
     assert not page.errors and not page.outside, (page.errors[:3], page.outside[:3])
     page.evaluate('jupyterapp.shell.currentWidget.context.sessionContext.shutdown()')

@@ -230,8 +230,8 @@ def test_a_world_without_a_picture_has_a_strip_of_text(run, tmp_path):
 
 
 # ---- in a browser
-try: from test_lab import READY, lab, page
-except ImportError: READY = lab = page = None
+from labs import begin, run_all
+from test_lab import lab, page      # noqa: F401  its fixtures
 
 
 @pytest.mark.browser
@@ -243,10 +243,8 @@ def test_arrow_keys_scrub_in_the_lab(run, lab, page):
     nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     nb.cells = [nbformat.v4.new_code_cell(f'import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom rlnb.panels.player import Player\nPlayer({str(run.path)!r}, "latest", 3)')]
     nbformat.write(nb, work / 'player.ipynb')
-    page.goto(f'{address}lab/tree/player.ipynb?token=tests&reset')
-    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
-    page.evaluate(READY)
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    begin(page, address, 'player.ipynb')
+    run_all(page)
     page.wait_for_selector('.rlnb-p img', timeout=60_000)
     page.locator('.noUi-handle').first.focus()
     for _ in range(7): page.keyboard.press('ArrowRight')

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..core.errors import RlnbError, one_line, plain
 from ..core.field import parse, valid
-from ..core.text import Html
+from ..core.text import Html, si
 from .cards import fixes, minimal, shown
 from .feed import WATCHER, Feed, elapsed, goal, session_left
 from .markup import STYLE, badge, bar, el, facts, note, page, show, view
@@ -53,6 +53,7 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
+    saving = False                      # was a checkpoint asked for?
     _live: Callable[[], list[str]]
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
@@ -127,6 +128,9 @@ def look(self: Monitor) -> Any:
     new = self.feed.poll()
     phase = self.feed.state['phase']
     if 'state' in new and phase in ('stopped', 'finished', 'failed'): self._ended(phase)
+    if self.saving and 'checkpoints' in new and self.feed.checkpoints:
+        c, self.saving = self.feed.checkpoints[-1], False
+        self.said = note(f"saved at step {c['step']:,} · {si(c['bytes'])}B · {c.get('time', '')}", kind='good')
     self.draw(new)
     return None if phase in ('starting', 'running', 'paused', 'stopping') else 2.
 
@@ -194,6 +198,7 @@ def _do(self: Monitor, what: str) -> Any:
         getattr(run, 'cont' if what == 'continue' else what)()
         self.said = note({'stop': 'stopping…', 'pause': 'pausing…', 'checkpoint': 'saving…', 'continue': 'going on'}[what])
         if what == 'stop': self.asked = time.monotonic()
+        self.saving = what == 'checkpoint'
     return run
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #e665285d
