@@ -42,6 +42,7 @@ def test_the_quick_start_runs_in_the_lab(lab, page):
 def test_a_run_is_started_paused_and_stopped_with_the_mouse(lab, page):
     "Launcher → Start → the curve grows → Pause → Continue → Checkpoint → Stop; a reload of the page keeps the buttons alive"
     import nbformat
+    import rlnb.runs.keep     # noqa: F401  gives a run its checkpoints
     from rlnb.runs.run import find
     address, work = lab
     code = "from rlnb.all import *\nPanel(agent='ppo', env='rlnb/CartPole-v1', steps=50_000_000)"

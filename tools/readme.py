@@ -30,7 +30,7 @@ def markdown() -> str:
             if text:
                 parts.append(text if 'text/markdown' in data else f'```\n{text}\n```')
     head = '<!-- Written by tools/readme.py from nbs/index.ipynb: edit the notebook. -->\n\n'
-    text = '\n\n'.join(parts).replace('](../', '](').replace('](house.svg)', '](nbs/house.svg)')
+    text = '\n\n'.join(parts).replace('](../', '](').replace('](house.svg)', '](nbs/house.svg)').replace('](pictures/', '](nbs/pictures/')
     return head + re.sub(r'\]\((\d\d_)', r'](nbs/\1', text) + '\n'
 
 
