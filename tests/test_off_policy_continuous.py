@@ -350,6 +350,42 @@ def test_target_entropy():
     close(fixed.log_alpha.exp(), .3)
 
 
+# ---- noise that stays
+def check_lasting():
+    "Every single draw is normal, also the first after a beginning; neighbours are alike by ρ; greedy acting moves nothing"
+    agent = made(SAC, persist=.8)
+    for warm in (True, False):
+        agent.count = int(not warm)
+        (z,), zs, acts = agent.initial_state(20_000), [], []
+        obs = np.tile(np.random.default_rng(0).standard_normal((1, 3)).astype(np.float32), (20_000, 1))
+        for t in range(4):
+            if t == 2: z[:10_000] = 0                           # these episodes begin anew
+            acts.append(agent.act(obs, True, 0., z).act.copy())
+            zs.append(z.copy())
+        zs, acts = np.stack(zs), np.stack(acts).astype(float)
+        assert np.abs(zs.std((1, 2)) - 1).max() < .02 and abs((zs[3]*zs[2]).mean() - .8) < .02
+        assert abs((zs[2]*zs[1])[:10_000].mean()) < .03 and abs((zs[2]*zs[1])[10_000:].mean() - .8) < .03
+        if warm: assert np.abs(acts.std((1, 2)) - 3**-.5).max() < .01 and np.abs(acts).max() <= 1
+        else:
+            out = agent.pi(torch.from_numpy(obs[:1])).detach().numpy()[0]
+            np.testing.assert_allclose(acts, np.tanh(out[:2] + np.exp(out[2:])*zs), atol=1e-5)
+    was = z.copy()
+    agent.act(obs, False, 0., z)
+    assert (z == was).all() and made(SAC).initial_state(5) == ()
+
+
+def test_lasting_noise(): check_lasting()
+
+
+@pytest.mark.parametrize('old, new', [('(1 - rho**2)**.5*eps', 'eps'), ('z == 0, eps', 'z == 0, (1 - rho**2)**.5*eps'), ('rho*z', '0*z'), ('z[...] =', 'z =')])
+def test_planted_lasting_noise(old, new, monkeypatch):
+    src, place = inspect.getsource(continuous.lasting), dict(vars(continuous))
+    assert old in src
+    exec(src.replace(old, new), place)
+    monkeypatch.setattr('rlnb.agents.sac.lasting', place['lasting'])
+    with pytest.raises(AssertionError): check_lasting()
+
+
 # ---- counting
 @pytest.mark.parametrize('worlds', [1, 3, 8])
 @pytest.mark.parametrize('kind', [SAC, TD3])
@@ -419,6 +455,7 @@ class Short(CartPole):
 CASES = {
     'sac': (SAC, lambda: Unit(Pendulum(3, max_steps=13)), dict(train_every=4, lr='linear(0.003, 0.001)')),
     'sac, priorities, three steps': (SAC, lambda: Unit(Pendulum(2, max_steps=13)), dict(per=True, n_step=3, train_every=2, layer_norm=True)),
+    'sac, lasting noise': (SAC, lambda: Unit(Pendulum(3, max_steps=13)), dict(persist=.9, train_every=3)),
     'sac, hindsight': (SAC, lambda: Goal(2), dict(her='future', train_every=3)),
     'td3': (TD3, lambda: Unit(Pendulum(3, max_steps=13)), dict(actor_every=3, train_every=2, noise='linear(0.5, 0.1)')),
     'tqc': (TQC, lambda: Unit(Pendulum(2, max_steps=13)), dict(train_every=3, quantiles=5)),
