@@ -1,12 +1,14 @@
 """The value learners against the equations written down once more, in numpy and step by step; what they count; action masks; exact restarts; and the
 famous mistakes, planted."""
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+from rlnb.agents import dqn
 from rlnb.agents.c51 import C51, project
 from rlnb.agents.dqn import DQN, masked
 from rlnb.agents.pqn import PQN
@@ -160,7 +162,7 @@ def flat(d, path=''):
     else: yield path, np.asarray(d).tobytes() if not isinstance(d, str) else d
 
 
-SETTINGS = {'dqn': (DQN, {}), 'dqn whole': (DQN, dict(double=True, dueling=True, n_step=3, per=True, tau=.1, target_every=1, lr='linear(0.01, 0)')), 'c51': (C51, dict(double=True, per=True)),
+SETTINGS = {'dqn': (DQN, {}), 'dqn lasting': (DQN, dict(persist=.9)), 'dqn whole': (DQN, dict(double=True, dueling=True, n_step=3, per=True, tau=.1, target_every=1, lr='linear(0.01, 0)')), 'c51': (C51, dict(double=True, per=True)),
             'qr': (C51, dict(kind='quantile', atoms=8)), 'rainbow': (Rainbow, dict(atoms=11)), 'pqn': (PQN, {})}
 
 
@@ -186,6 +188,43 @@ def test_interrupted_is_uninterrupted(name, polls):
     go(second, 150 - polls)
     a, b = digest(whole), digest(second)
     assert len(a) == len(b) > 50 and not [x[0] for x, y in zip(a, b) if x != y]
+
+
+# ---- random actions that last
+def check_lasting():
+    "ε of all steps are random, in runs of 1/(1 − ρ) steps; none crosses a beginning; what is forbidden is not gone on with"
+    agent = DQN(cart, three, DQN.config(persist=.8), 1)
+    agent.judge = lambda obs: np.tile(np.array([1., 0., 0.]), (20_000, 1))
+    (held,), obs, acts = agent.initial_state(20_000), np.zeros((20_000, 4), np.float32), []
+    for t in range(40):
+        if t == 30: held[:10_000] = 0
+        acts.append(dqn.explored(agent, obs, .4, held).copy())
+    a = np.stack(acts)
+    assert abs((a[20:30] > 0).mean() - .4*2/3) < .01
+    start = .4*.2/(1 - .4*.8)
+    go_on = (a[21:30] == a[20:29])[a[20:29] == 2].mean()
+    assert abs(go_on - (.8 + .2*start/3)) < .02
+    assert abs((a[30] == a[29])[:10_000][a[29, :10_000] == 2].mean() - start/3) < .03
+    mask = np.tile([1, 0, 1], (20_000, 1))
+    was = held.copy()
+    after = dqn.explored(agent, Batch(x=obs, action_mask=mask), .4, held)
+    assert (after != 1).all() and (after == 2)[was == 3].mean() > .75
+    agent.count = 1
+    assert agent.act(obs, False, 0., held).act.max() == 0 and DQN(cart, three).initial_state(3) == ()
+
+
+def test_random_actions_last(): check_lasting()
+
+
+@pytest.mark.parametrize('name, old, new', [('explored', 'eps*(1 - rho)/(1 - eps*rho)', 'eps'), ('lasted', '(out + 1)*random', 'out + 1'), ('lasted', '(held > 0) & ', ''),
+                                            ('lasted', 'on &= ', 'on & '), ('lasted', 'held[...] =', 'held =')])
+def test_planted_lasting(name, old, new, monkeypatch):
+    src, place = inspect.getsource(getattr(dqn, name)), vars(dqn)
+    assert old in src
+    was = place[name]
+    monkeypatch.setattr(dqn, name, was)                 # put back in the end
+    exec(src.replace(old, new), place)
+    with pytest.raises((AssertionError, IndexError)): check_lasting()
 
 
 # ---- planted
