@@ -145,5 +145,4 @@ def step(self: DQN, b: Batch, progress: float) -> tuple[Tensor, Tensor]:
     "A gradient step; metrics, and an error a row"
     info = self.update(self.opts['q'], self.loss, b, at(self.cfg.lr, progress))
     if (self.count + 1) % self.cfg.target_every == 0: self.slow.lerp_(self.opts['q'], self.cfg.tau)
-    k = len(self.keys)
-    return info[:k], info[k:]
+    return info[:len(self.keys)], info[len(self.keys):]
