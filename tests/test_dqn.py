@@ -111,26 +111,36 @@ def fresh(kind, worlds, /, **cfg):
     return Trainer(kind(env.obs_space, env.act_space, kind.config.from_dict(small | cfg), 1), env, seed=1)
 
 
-@pytest.mark.parametrize('worlds', [1, 3, 4, 16])
-@pytest.mark.parametrize('every,updates', [(4, 1), (4, 3), (64, 8)])
-def test_updates_are_counted_in_steps_of_single_worlds(worlds, every, updates):
-    t = fresh(DQN, worlds, train_every=every, updates=updates)
+def check_updates(kind, worlds, every, updates):
+    "In steps of single worlds; so is what comes before"
+    t = fresh(kind, worlds, train_every=every, updates=updates)
     while t.step < 1000: t.one_iter()
     lived = t.step - 64
     assert abs(t.agent.count - lived*updates/every) <= max(worlds, every)*updates/every + 1
 
 
-@pytest.mark.parametrize('every', [1, 7])
-def test_the_target_is_moved_by_gradient_steps(every):
-    t, copies = fresh(DQN, 4, target_every=every, train_every=4, updates=2), []
+@pytest.mark.parametrize('worlds', [1, 3, 4, 16])
+@pytest.mark.parametrize('every,updates', [(4, 1), (4, 3), (64, 8)])
+def test_updates_are_counted_in_steps_of_single_worlds(worlds, every, updates): check_updates(DQN, worlds, every, updates)
+
+
+def check_target(kind, every):
+    t, copies = fresh(kind, 4, target_every=every, train_every=4, updates=2), []
     lerp = t.agent.slow.lerp_
     t.agent.slow.lerp_ = lambda other, tau: (copies.append(t.agent.count + 1), lerp(other, tau))
     while t.step < 400: t.one_iter()
     assert copies == list(range(every, t.agent.count + 1, every))
 
 
-def test_nothing_is_greedy_before_anything_was_learned_and_all_is_in_evaluation():
-    agent = nets(DQN(cart, three))
+@pytest.mark.parametrize('every', [1, 7])
+def test_the_target_is_moved_by_gradient_steps(every): check_target(DQN, every)
+
+
+def test_nothing_is_greedy_before_anything_was_learned_and_all_is_in_evaluation(): check_greedy(DQN)
+
+
+def check_greedy(kind):
+    agent = nets(kind(cart, three))
     obs = np.zeros((3000, 4), np.float32)
     assert set(agent.act(obs, True, 1.).act) == {0, 1, 2}
     assert len(set(agent.act(obs, False, 0.).act)) == 1
@@ -259,6 +269,54 @@ def test_planted_loss(wrong):
     agent, b = nets(wrong(cart, three, DQN.config(double=True, hidden=(8,)))), batch(64)
     right, _ = book(agent, b)
     assert abs(agent.loss(b)[0].item() - right) > 1e-4
+
+
+class ByVectorSteps(DQN):
+    "Updates that are counted in steps of all worlds together"
+    def learn(self, buffer, progress):
+        buffer.fresh = buffer.t
+        return DQN.learn(self, buffer, progress)
+
+class StartsByVectorSteps(DQN):
+    "A warm-up that is as many times longer as there are worlds"
+    def make_buffer(self, env):
+        buffer = DQN.make_buffer(self, env)
+        buffer.starts *= env.num_envs
+        return buffer
+
+class TargetByLiving(DQN):
+    "A target that moves by environment steps: once an update phase, whatever that holds"
+    def step(self, b, progress):
+        was = self.count
+        self.count = was*2 + 1
+        try: return DQN.step(self, b, progress)
+        finally: self.count = was
+
+class RandomInEvaluation(DQN):
+    def act(self, obs, explore=True, progress=0., *memory): return DQN.act(self, obs, True, progress, *memory)
+
+
+@pytest.mark.parametrize('check', [lambda: check_updates(ByVectorSteps, 4, 4, 3), lambda: check_updates(StartsByVectorSteps, 16, 4, 1),
+                                   lambda: check_target(TargetByLiving, 7), lambda: check_greedy(RandomInEvaluation)],
+                         ids=['ByVectorSteps', 'StartsByVectorSteps', 'TargetByLiving', 'RandomInEvaluation'])
+def test_planted_counting(check):
+    with pytest.raises(AssertionError): check()
+
+
+@pytest.mark.parametrize('wrong', [dict(horizon=0), dict(horizon=200), dict(step=0)], ids=['no horizon', 'the rest as a horizon', 'no counter'])
+def test_planted_schedule_that_begins_anew(wrong):
+    "An exploration that starts from 1 again after a resume ends elsewhere; with the counters whole it does not"
+    def end(change):
+        t = fresh(DQN, 2, eps_fraction=.95, hidden=(8,))
+        t.horizon = 400
+        while t.step < 200: t.one_iter()
+        state, other = copy.deepcopy(t.state_dict()), fresh(DQN, 2, eps_fraction=.95, hidden=(8,))
+        if 'step' in change: state['collector']['steps'] = 0
+        other.load_state_dict(state | change)
+        for _ in range(40): other.one_iter()
+        return other.agent.opts['q'].vec
+    right = end({})
+    assert torch.equal(right, end({})) and not torch.equal(right, end(wrong))
 
 
 class Endless(TensorEnv):

@@ -24,6 +24,7 @@ from rlnb.agents.sac_discrete import SACDiscrete
 from rlnb.agents.td3 import TD3
 from rlnb.agents.tqc import TQC
 from rlnb.buffers.collect import Collector
+from rlnb.core import heads
 from rlnb.core.batch import Batch
 from rlnb.core.errors import BadInput
 from rlnb.envs.classic import CartPole, Pendulum
@@ -33,6 +34,7 @@ from rlnb.runs.ckpt import load_state, save_state
 from rlnb.train.trainer import Trainer
 
 SEE, DO, FEW = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+SLOPE = heads._log_slope
 KINDS = {k.__name__: k for k in (SAC, TD3, TQC, CrossQ, SACDiscrete)}
 SMALL = dict(hidden=(16, 16), learning_starts=20, batch_size=16, buffer_size=200)
 
@@ -326,7 +328,7 @@ def test_planted(kind, check, method, old, new):
 
 
 # ---- the policy's density, far out
-def test_log_probability_is_exact_where_tanh_is_flat():
+def check_density():
     "In float32 at u = ±12, against float64; summed over components"
     for u in (-12., -3., 0., 2., 12.):
         _, logp = continuous.squashed(torch.tensor([[u, .1, -1., 0.]])).sample_with_log_prob(eps=torch.tensor([[0., 1.]]))
@@ -334,6 +336,17 @@ def test_log_probability_is_exact_where_tanh_is_flat():
         slope = 4*torch.exp(-2*x.abs())/(1 + torch.exp(-2*x.abs()))**2
         right = -.5*torch.tensor([0., 1.], dtype=torch.float64)**2 - torch.tensor([-1., 0.]) - .5*math.log(2*math.pi) - slope.log()
         close(logp.double(), right.sum()[None], 1e-6)
+
+
+def test_log_probability_is_exact_where_tanh_is_flat(): check_density()
+
+
+@pytest.mark.parametrize('name, wrong', [('by 1 − a²', lambda u: (1 - u.tanh()**2).log()), ('with a constant under the logarithm', lambda u: (1 - u.tanh()**2 + 1e-6).log()),
+                                         ('of the wrong sign', lambda u: -SLOPE(u)), ('averaged', lambda u: SLOPE(u)/u.shape[-1])])
+def test_planted_density(name, wrong, monkeypatch):
+    "The correction as others write it is minus infinity, or wrong by nats, where tanh is flat"
+    monkeypatch.setattr(heads, '_log_slope', wrong)
+    with pytest.raises(AssertionError): check_density()
 
 
 def test_a_world_in_other_units_is_refused():
