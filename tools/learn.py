@@ -102,7 +102,8 @@ def version(c: Cell) -> str:
     try: rows = first_rows(c)
     except MissingExtra: return ''
     code = [meaning(src) for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
-    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True), rows, *([f'{c.looks} looks'] if c.looks != 4 else [])]).encode()).hexdigest()[:12]
+    looks = [f'{c.looks} looks'] if c.looks != 4 else []
+    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True), rows, *looks]).encode()).hexdigest()[:12]
 
 
 def done() -> dict[tuple, dict]:
