@@ -8,9 +8,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlnb.agents import dqn
+from rlnb.agents import explore
 from rlnb.agents.c51 import C51, project
-from rlnb.agents.dqn import DQN, masked
+from rlnb.agents.dqn import DQN
+from rlnb.agents.explore import masked
 from rlnb.agents.pqn import PQN
 from rlnb.agents.rainbow import Rainbow
 from rlnb.core.batch import Batch
@@ -155,10 +156,10 @@ def test_masks_hold_in_acting(kind):
     agent = kind(space, three, kind.config(hidden=(8,)))
     g = np.random.default_rng(0)
     obs = Batch(x=g.normal(size=(500, 4)).astype(np.float32), action_mask=np.stack([g.permutation([1, 0, 0]) if g.random() < .5 else g.permutation([1, 1, 0]) for _ in range(500)]))
-    for explore in (True, False):
+    for random in (True, False):
         for count in (0, 1):
             agent.count = count
-            act = agent.act(obs, explore, .5).act
+            act = agent.act(obs, random, .5).act
             assert obs.action_mask[np.arange(500), act].all()
     assert np.isneginf(masked(np.zeros((500, 3)), obs)).sum() == (obs.action_mask == 0).sum()
 
@@ -208,7 +209,7 @@ def check_lasting():
     (held,), obs, acts = agent.initial_state(20_000), np.zeros((20_000, 4), np.float32), []
     for t in range(40):
         if t == 30: held[:10_000] = 0
-        acts.append(dqn.explored(agent, obs, .4, held).copy())
+        acts.append(explore.explored(agent, obs, .4, held).copy())
     a = np.stack(acts)
     assert abs((a[20:30] > 0).mean() - .4*2/3) < .01
     start = .4*.2/(1 - .4*.8)
@@ -217,7 +218,7 @@ def check_lasting():
     assert abs((a[30] == a[29])[:10_000][a[29, :10_000] == 2].mean() - start/3) < .03
     mask = np.tile([1, 0, 1], (20_000, 1))
     was = held.copy()
-    after = dqn.explored(agent, Batch(x=obs, action_mask=mask), .4, held)
+    after = explore.explored(agent, Batch(x=obs, action_mask=mask), .4, held)
     assert (after != 1).all() and (after == 2)[was == 3].mean() > .75
     agent.count = 1
     assert agent.act(obs, False, 0., held).act.max() == 0 and DQN(cart, three).initial_state(3) == ()
@@ -229,10 +230,10 @@ def test_random_actions_last(): check_lasting()
 @pytest.mark.parametrize('name, old, new', [('explored', 'eps*(1 - rho)/(1 - eps*rho)', 'eps'), ('lasted', '(out + 1)*random', 'out + 1'), ('lasted', '(held > 0) & ', ''),
                                             ('lasted', 'on &= ', 'on & '), ('lasted', 'held[...] =', 'held =')])
 def test_planted_lasting(name, old, new, monkeypatch):
-    src, place = inspect.getsource(getattr(dqn, name)), vars(dqn)
+    src, place = inspect.getsource(getattr(explore, name)), vars(explore)
     assert old in src
     was = place[name]
-    monkeypatch.setattr(dqn, name, was)                 # put back in the end
+    monkeypatch.setattr(explore, name, was)                 # put back in the end
     exec(src.replace(old, new), place)
     with pytest.raises((AssertionError, IndexError)): check_lasting()
 

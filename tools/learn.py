@@ -61,7 +61,7 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('sac', 'FetchReach-v4', 10_000, .95, what='success', seeds=(0, 1, 2)),
          Cell('sac', 'LunarLanderContinuous-v3', 150_000, 200, seeds=(0, 1, 2))]
 FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
-          'dqn': ('30_off_policy', '40_dqn'), 'pqn': ('40_dqn', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
+          'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
           'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
           'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
 
