@@ -124,6 +124,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed, **looks})
     then, name = time.perf_counter(), f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}'
     run = fit(unfinished(exp, RUNS, name) or folder_for(exp, RUNS, name))
+    if run.phase != 'finished': sys.exit(f'{name}: {run.phase}; the next slice goes on there')       # what was cut short is no measurement
     scores = play(run.load('best'), make(c.world, 20), 100, seed_of(seed, 'play'))
     low, high = interval(scores)
     part = {k: round(v, 2) for k, v in run.result['return'].items() if k in ('mean', 'low', 'high')}
