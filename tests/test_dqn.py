@@ -1,14 +1,17 @@
 """The value learners against the equations written down once more, in numpy and step by step; what they count; action masks; exact restarts; and the
 famous mistakes, planted."""
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+from rlnb.agents import explore
 from rlnb.agents.c51 import C51, project
-from rlnb.agents.dqn import DQN, masked
+from rlnb.agents.dqn import DQN
+from rlnb.agents.explore import masked
 from rlnb.agents.pqn import PQN
 from rlnb.agents.rainbow import Rainbow
 from rlnb.core.batch import Batch
@@ -109,26 +112,36 @@ def fresh(kind, worlds, /, **cfg):
     return Trainer(kind(env.obs_space, env.act_space, kind.config.from_dict(small | cfg), 1), env, seed=1)
 
 
-@pytest.mark.parametrize('worlds', [1, 3, 4, 16])
-@pytest.mark.parametrize('every,updates', [(4, 1), (4, 3), (64, 8)])
-def test_updates_are_counted_in_steps_of_single_worlds(worlds, every, updates):
-    t = fresh(DQN, worlds, train_every=every, updates=updates)
+def check_updates(kind, worlds, every, updates):
+    "In steps of single worlds; so is what comes before"
+    t = fresh(kind, worlds, train_every=every, updates=updates)
     while t.step < 1000: t.one_iter()
     lived = t.step - 64
     assert abs(t.agent.count - lived*updates/every) <= max(worlds, every)*updates/every + 1
 
 
-@pytest.mark.parametrize('every', [1, 7])
-def test_the_target_is_moved_by_gradient_steps(every):
-    t, copies = fresh(DQN, 4, target_every=every, train_every=4, updates=2), []
+@pytest.mark.parametrize('worlds', [1, 3, 4, 16])
+@pytest.mark.parametrize('every,updates', [(4, 1), (4, 3), (64, 8)])
+def test_updates_are_counted_in_steps_of_single_worlds(worlds, every, updates): check_updates(DQN, worlds, every, updates)
+
+
+def check_target(kind, every):
+    t, copies = fresh(kind, 4, target_every=every, train_every=4, updates=2), []
     lerp = t.agent.slow.lerp_
     t.agent.slow.lerp_ = lambda other, tau: (copies.append(t.agent.count + 1), lerp(other, tau))
     while t.step < 400: t.one_iter()
     assert copies == list(range(every, t.agent.count + 1, every))
 
 
-def test_nothing_is_greedy_before_anything_was_learned_and_all_is_in_evaluation():
-    agent = nets(DQN(cart, three))
+@pytest.mark.parametrize('every', [1, 7])
+def test_the_target_is_moved_by_gradient_steps(every): check_target(DQN, every)
+
+
+def test_nothing_is_greedy_before_anything_was_learned_and_all_is_in_evaluation(): check_greedy(DQN)
+
+
+def check_greedy(kind):
+    agent = nets(kind(cart, three))
     obs = np.zeros((3000, 4), np.float32)
     assert set(agent.act(obs, True, 1.).act) == {0, 1, 2}
     assert len(set(agent.act(obs, False, 0.).act)) == 1
@@ -143,10 +156,10 @@ def test_masks_hold_in_acting(kind):
     agent = kind(space, three, kind.config(hidden=(8,)))
     g = np.random.default_rng(0)
     obs = Batch(x=g.normal(size=(500, 4)).astype(np.float32), action_mask=np.stack([g.permutation([1, 0, 0]) if g.random() < .5 else g.permutation([1, 1, 0]) for _ in range(500)]))
-    for explore in (True, False):
+    for random in (True, False):
         for count in (0, 1):
             agent.count = count
-            act = agent.act(obs, explore, .5).act
+            act = agent.act(obs, random, .5).act
             assert obs.action_mask[np.arange(500), act].all()
     assert np.isneginf(masked(np.zeros((500, 3)), obs)).sum() == (obs.action_mask == 0).sum()
 
@@ -160,7 +173,7 @@ def flat(d, path=''):
     else: yield path, np.asarray(d).tobytes() if not isinstance(d, str) else d
 
 
-SETTINGS = {'dqn': (DQN, {}), 'dqn whole': (DQN, dict(double=True, dueling=True, n_step=3, per=True, tau=.1, target_every=1, lr='linear(0.01, 0)')), 'c51': (C51, dict(double=True, per=True)),
+SETTINGS = {'dqn': (DQN, {}), 'dqn lasting': (DQN, dict(persist=.9)), 'dqn whole': (DQN, dict(double=True, dueling=True, n_step=3, per=True, tau=.1, target_every=1, lr='linear(0.01, 0)')), 'c51': (C51, dict(double=True, per=True)),
             'qr': (C51, dict(kind='quantile', atoms=8)), 'rainbow': (Rainbow, dict(atoms=11)), 'pqn': (PQN, {})}
 
 
@@ -186,6 +199,43 @@ def test_interrupted_is_uninterrupted(name, polls):
     go(second, 150 - polls)
     a, b = digest(whole), digest(second)
     assert len(a) == len(b) > 50 and not [x[0] for x, y in zip(a, b) if x != y]
+
+
+# ---- random actions that last
+def check_lasting():
+    "ε of all steps are random, in runs of 1/(1 − ρ) steps; none crosses a beginning; what is forbidden is not gone on with"
+    agent = DQN(cart, three, DQN.config(persist=.8), 1)
+    agent.judge = lambda obs: np.tile(np.array([1., 0., 0.]), (20_000, 1))
+    (held,), obs, acts = agent.initial_state(20_000), np.zeros((20_000, 4), np.float32), []
+    for t in range(40):
+        if t == 30: held[:10_000] = 0
+        acts.append(explore.explored(agent, obs, .4, held).copy())
+    a = np.stack(acts)
+    assert abs((a[20:30] > 0).mean() - .4*2/3) < .01
+    start = .4*.2/(1 - .4*.8)
+    go_on = (a[21:30] == a[20:29])[a[20:29] == 2].mean()
+    assert abs(go_on - (.8 + .2*start/3)) < .02
+    assert abs((a[30] == a[29])[:10_000][a[29, :10_000] == 2].mean() - start/3) < .03
+    mask = np.tile([1, 0, 1], (20_000, 1))
+    was = held.copy()
+    after = explore.explored(agent, Batch(x=obs, action_mask=mask), .4, held)
+    assert (after != 1).all() and (after == 2)[was == 3].mean() > .75
+    agent.count = 1
+    assert agent.act(obs, False, 0., held).act.max() == 0 and DQN(cart, three).initial_state(3) == ()
+
+
+def test_random_actions_last(): check_lasting()
+
+
+@pytest.mark.parametrize('name, old, new', [('explored', 'eps*(1 - rho)/(1 - eps*rho)', 'eps'), ('lasted', '(out + 1)*random', 'out + 1'), ('lasted', '(held > 0) & ', ''),
+                                            ('lasted', 'on &= ', 'on & '), ('lasted', 'held[...] =', 'held =')])
+def test_planted_lasting(name, old, new, monkeypatch):
+    src, place = inspect.getsource(getattr(explore, name)), vars(explore)
+    assert old in src
+    was = place[name]
+    monkeypatch.setattr(explore, name, was)                 # put back in the end
+    exec(src.replace(old, new), place)
+    with pytest.raises((AssertionError, IndexError)): check_lasting()
 
 
 # ---- planted
@@ -220,6 +270,54 @@ def test_planted_loss(wrong):
     agent, b = nets(wrong(cart, three, DQN.config(double=True, hidden=(8,)))), batch(64)
     right, _ = book(agent, b)
     assert abs(agent.loss(b)[0].item() - right) > 1e-4
+
+
+class ByVectorSteps(DQN):
+    "Updates that are counted in steps of all worlds together"
+    def learn(self, buffer, progress):
+        buffer.fresh = buffer.t
+        return DQN.learn(self, buffer, progress)
+
+class StartsByVectorSteps(DQN):
+    "A warm-up that is as many times longer as there are worlds"
+    def make_buffer(self, env):
+        buffer = DQN.make_buffer(self, env)
+        buffer.starts *= env.num_envs
+        return buffer
+
+class TargetByLiving(DQN):
+    "A target that moves by environment steps: once an update phase, whatever that holds"
+    def step(self, b, progress):
+        was = self.count
+        self.count = was*2 + 1
+        try: return DQN.step(self, b, progress)
+        finally: self.count = was
+
+class RandomInEvaluation(DQN):
+    def act(self, obs, explore=True, progress=0., *memory): return DQN.act(self, obs, True, progress, *memory)
+
+
+@pytest.mark.parametrize('check', [lambda: check_updates(ByVectorSteps, 4, 4, 3), lambda: check_updates(StartsByVectorSteps, 16, 4, 1),
+                                   lambda: check_target(TargetByLiving, 7), lambda: check_greedy(RandomInEvaluation)],
+                         ids=['ByVectorSteps', 'StartsByVectorSteps', 'TargetByLiving', 'RandomInEvaluation'])
+def test_planted_counting(check):
+    with pytest.raises(AssertionError): check()
+
+
+@pytest.mark.parametrize('wrong', [dict(horizon=0), dict(horizon=200), dict(step=0)], ids=['no horizon', 'the rest as a horizon', 'no counter'])
+def test_planted_schedule_that_begins_anew(wrong):
+    "An exploration that starts from 1 again after a resume ends elsewhere; with the counters whole it does not"
+    def end(change):
+        t = fresh(DQN, 2, eps_fraction=.95, hidden=(8,))
+        t.horizon = 400
+        while t.step < 200: t.one_iter()
+        state, other = copy.deepcopy(t.state_dict()), fresh(DQN, 2, eps_fraction=.95, hidden=(8,))
+        if 'step' in change: state['collector']['steps'] = 0
+        other.load_state_dict(state | change)
+        for _ in range(40): other.one_iter()
+        return other.agent.opts['q'].vec
+    right = end({})
+    assert torch.equal(right, end({})) and not torch.equal(right, end(wrong))
 
 
 class Endless(TensorEnv):

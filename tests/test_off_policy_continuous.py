@@ -24,6 +24,7 @@ from rlnb.agents.sac_discrete import SACDiscrete
 from rlnb.agents.td3 import TD3
 from rlnb.agents.tqc import TQC
 from rlnb.buffers.collect import Collector
+from rlnb.core import heads
 from rlnb.core.batch import Batch
 from rlnb.core.errors import BadInput
 from rlnb.envs.classic import CartPole, Pendulum
@@ -33,6 +34,7 @@ from rlnb.runs.ckpt import load_state, save_state
 from rlnb.train.trainer import Trainer
 
 SEE, DO, FEW = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+SLOPE = heads._log_slope
 KINDS = {k.__name__: k for k in (SAC, TD3, TQC, CrossQ, SACDiscrete)}
 SMALL = dict(hidden=(16, 16), learning_starts=20, batch_size=16, buffer_size=200)
 
@@ -326,7 +328,7 @@ def test_planted(kind, check, method, old, new):
 
 
 # ---- the policy's density, far out
-def test_log_probability_is_exact_where_tanh_is_flat():
+def check_density():
     "In float32 at u = ±12, against float64; summed over components"
     for u in (-12., -3., 0., 2., 12.):
         _, logp = continuous.squashed(torch.tensor([[u, .1, -1., 0.]])).sample_with_log_prob(eps=torch.tensor([[0., 1.]]))
@@ -334,6 +336,17 @@ def test_log_probability_is_exact_where_tanh_is_flat():
         slope = 4*torch.exp(-2*x.abs())/(1 + torch.exp(-2*x.abs()))**2
         right = -.5*torch.tensor([0., 1.], dtype=torch.float64)**2 - torch.tensor([-1., 0.]) - .5*math.log(2*math.pi) - slope.log()
         close(logp.double(), right.sum()[None], 1e-6)
+
+
+def test_log_probability_is_exact_where_tanh_is_flat(): check_density()
+
+
+@pytest.mark.parametrize('name, wrong', [('by 1 − a²', lambda u: (1 - u.tanh()**2).log()), ('with a constant under the logarithm', lambda u: (1 - u.tanh()**2 + 1e-6).log()),
+                                         ('of the wrong sign', lambda u: -SLOPE(u)), ('averaged', lambda u: SLOPE(u)/u.shape[-1])])
+def test_planted_density(name, wrong, monkeypatch):
+    "The correction as others write it is minus infinity, or wrong by nats, where tanh is flat"
+    monkeypatch.setattr(heads, '_log_slope', wrong)
+    with pytest.raises(AssertionError): check_density()
 
 
 def test_a_world_in_other_units_is_refused():
@@ -348,6 +361,42 @@ def test_target_entropy():
     fixed = SAC(SEE, DO, SAC.config(tune_alpha=False, alpha=.3, hidden=(8,)))
     for _ in range(3): fixed.step(Batch(batch(fixed), row=np.arange(12)), 0.)
     close(fixed.log_alpha.exp(), .3)
+
+
+# ---- noise that stays
+def check_lasting():
+    "Every single draw is normal, also the first after a beginning; neighbours are alike by ρ; greedy acting moves nothing"
+    agent = made(SAC, persist=.8)
+    for warm in (True, False):
+        agent.count = int(not warm)
+        (z,), zs, acts = agent.initial_state(20_000), [], []
+        obs = np.tile(np.random.default_rng(0).standard_normal((1, 3)).astype(np.float32), (20_000, 1))
+        for t in range(4):
+            if t == 2: z[:10_000] = 0                           # these episodes begin anew
+            acts.append(agent.act(obs, True, 0., z).act.copy())
+            zs.append(z.copy())
+        zs, acts = np.stack(zs), np.stack(acts).astype(float)
+        assert np.abs(zs.std((1, 2)) - 1).max() < .02 and abs((zs[3]*zs[2]).mean() - .8) < .02
+        assert abs((zs[2]*zs[1])[:10_000].mean()) < .03 and abs((zs[2]*zs[1])[10_000:].mean() - .8) < .03
+        if warm: assert np.abs(acts.std((1, 2)) - 3**-.5).max() < .01 and np.abs(acts).max() <= 1
+        else:
+            out = agent.pi(torch.from_numpy(obs[:1])).detach().numpy()[0]
+            np.testing.assert_allclose(acts, np.tanh(out[:2] + np.exp(out[2:])*zs), atol=1e-5)
+    was = z.copy()
+    agent.act(obs, False, 0., z)
+    assert (z == was).all() and made(SAC).initial_state(5) == ()
+
+
+def test_lasting_noise(): check_lasting()
+
+
+@pytest.mark.parametrize('old, new', [('(1 - rho**2)**.5*eps', 'eps'), ('z == 0, eps', 'z == 0, (1 - rho**2)**.5*eps'), ('rho*z', '0*z'), ('z[...] =', 'z =')])
+def test_planted_lasting_noise(old, new, monkeypatch):
+    src, place = inspect.getsource(continuous.lasting), dict(vars(continuous))
+    assert old in src
+    exec(src.replace(old, new), place)
+    monkeypatch.setattr('rlnb.agents.sac.lasting', place['lasting'])
+    with pytest.raises(AssertionError): check_lasting()
 
 
 # ---- counting
@@ -419,6 +468,7 @@ class Short(CartPole):
 CASES = {
     'sac': (SAC, lambda: Unit(Pendulum(3, max_steps=13)), dict(train_every=4, lr='linear(0.003, 0.001)')),
     'sac, priorities, three steps': (SAC, lambda: Unit(Pendulum(2, max_steps=13)), dict(per=True, n_step=3, train_every=2, layer_norm=True)),
+    'sac, lasting noise': (SAC, lambda: Unit(Pendulum(3, max_steps=13)), dict(persist=.9, train_every=3)),
     'sac, hindsight': (SAC, lambda: Goal(2), dict(her='future', train_every=3)),
     'td3': (TD3, lambda: Unit(Pendulum(3, max_steps=13)), dict(actor_every=3, train_every=2, noise='linear(0.5, 0.1)')),
     'tqc': (TQC, lambda: Unit(Pendulum(2, max_steps=13)), dict(train_every=3, quantiles=5)),

@@ -94,15 +94,28 @@ def test_as_defined(mode, alpha, beta):
     assert chi < free + 4*(2*free)**.5
 
 
-def test_stratified_draws_scatter_less():
-    "Each of n equal pieces of the sum gives one draw: of an item with a third of the sum, n/3 are drawn, within one at each edge"
-    per = Prioritised(alpha=1., eps=0.)
+def check_stratified(per):
+    "Each of n equal pieces of the sum gives one draw: of an item with half of the sum, n/2 are drawn, within one at each edge"
     lived(per, Book(1., .4, 0.), turns=5, mode='same')
     n = per.ring.written*per.ring.num_envs - per.low*per.ring.num_envs
     per.update(torch.arange(per.low*2, per.low*2 + n), torch.ones(n))
     per.update(torch.tensor([per.low*2 + 3]), torch.tensor([n - 1.]))
     counts = [(per.draw(30, 0.)[0] == per.low*2 + 3).sum() for _ in range(200)]
     assert min(counts) >= 14 and max(counts) <= 16
+
+
+def test_stratified_draws_scatter_less(): check_stratified(Prioritised(alpha=1., eps=0.))
+
+
+class Unstratified(Prioritised):
+    def draw(self, n, progress):
+        self._enter()
+        p = self.sums.find(self.rng.random(n))
+        return self.low*self.ring.num_envs + (p - self.low*self.ring.num_envs) % self.ring.M, np.ones(n, np.float32)
+
+
+def test_planted_draws_that_are_not_stratified():
+    with pytest.raises(AssertionError): check_stratified(Unstratified(alpha=1., eps=0.))
 
 
 def test_new_rows_get_the_largest_priority_there_ever_was():

@@ -51,7 +51,7 @@ def test_a_wrong_preset_is_refused(planted):
 def test_the_grid_stands_on_presets():
     for c in learn.CELLS:
         assert (c.agent, c.world) in names(), c
-        assert c.what in ('final', 'best') and c.judge in ('mean', 'each', 'most', 'low') and len(set(c.seeds)) == len(c.seeds)
+        assert c.what in ('final', 'best', 'success') and c.judge in ('mean', 'each', 'most', 'low', 'under') and len(set(c.seeds)) == len(c.seeds)
         assert preset(c.agent, c.world)['steps'] == c.steps, f'{c.agent} on {c.world}: a schedule that ends elsewhere than the measure'
 
 
@@ -64,13 +64,29 @@ def test_version_follows_the_preset(monkeypatch):
     learn.version.cache_clear()
 
 
+def test_a_cell_may_change_the_preset():
+    c = learn.Cell('dqn', 'rlnb/BitFlip-v0', 100, .05, change=(('her', 'off'),))
+    plain = preset('dqn', 'rlnb/BitFlip-v0')
+    assert learn.settings(c) == plain | dict(agent_cfg=plain['agent_cfg'] | dict(her='off')) and learn.version(c) != learn.version(c._replace(change=()))
+
+
+def test_where_a_package_is_missing_the_newest_row_counts(monkeypatch):
+    def absent(c): raise MissingExtra('no such package')
+    monkeypatch.setattr(learn, 'first_rows', absent)
+    learn.version.cache_clear()
+    c = learn.Cell('ppo', 'CartPole-v1', 100, 100, seeds=(0, 1))
+    assert learn.version(c) == '' and learn.row_of(dict([row(c, 0, 1., 'old'), row(c, 0, 2., 'new')]), c, 0)['final']['mean'] == 2
+    assert learn.row_of({}, c, 1) is None
+    learn.version.cache_clear()
+
+
 def row(c, seed, mean, ver):
     part = dict(mean=mean, low=mean, high=mean)
     return (c.agent, c.world, c.steps, seed, ver), dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, best=part, seconds=1)
 
 
 @pytest.mark.parametrize('judge,scores,met', [('mean', [90, 110], True), ('mean', [90, 109], False), ('each', [90, 110], False), ('each', [100, 100], True),
-                                              ('low', [90, 190], False), ('low', [101, 109], True)])
+                                              ('low', [90, 190], False), ('low', [101, 109], True), ('under', [90, 109], True), ('under', [90, 111], False)])
 def test_verdicts(monkeypatch, judge, scores, met):
     c = learn.Cell('ppo', 'CartPole-v1', 100, 100, judge=judge, seeds=(0, 1))
     monkeypatch.setattr(learn, 'CELLS', [c])

@@ -28,10 +28,10 @@ class Cell(NamedTuple):
     world: str
     steps: int
     bar: float
-    what: str = 'final'                  # or best: the best checkpoint
-    judge: str = 'mean'                  # over seeds; each: every seed; most: all but one; low: the lower end of the mean's interval
+    what: str = 'final'                  # or best: the best checkpoint; success: the last policy's share of successful episodes
+    judge: str = 'mean'                  # over seeds; each: every seed; most: all but one; low: the lower end of its interval; under: at most the bar
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    settings: dict | None = None         # None: those of the preset
+    change: tuple[tuple[str, object], ...] = ()      # of the agent's settings, on top of the preset's
 
 
 CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
@@ -46,10 +46,21 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
          Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
          Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
-         Cell('pqn', 'CartPole-v1', 100_000, 475, what='best', judge='each'),
-         *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000)))]
+         Cell('dqn', 'Acrobot-v1', 100_000, -95),
+         Cell('dqn', 'MountainCar-v0', 120_000, -125, judge='most'),
+         Cell('dqn', 'rlnb/MockCache-v0', 50_000, .9*96),
+         Cell('dqn', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),
+         Cell('dqn', 'rlnb/BitFlip-v0', 40_000, .9, what='success'),       # 15 bits, a random goal in each episode
+         Cell('dqn', 'rlnb/BitFlip-v0', 40_000, .05, what='success', judge='under', change=(('her', 'off'),)),
+         Cell('pqn', 'CartPole-v1', 100_000, 500, what='best', judge='each'),
+         Cell('pqn', 'Acrobot-v1', 500_000, -85),
+         *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000))),
+         Cell('sac', 'MountainCarContinuous-v0', 20_000, 90),
+         Cell('sac', 'InvertedPendulum-v5', 25_000, 950, seeds=(0, 1, 2)),
+         Cell('sac', 'FetchReach-v4', 10_000, .95, what='success', seeds=(0, 1, 2)),
+         Cell('sac', 'LunarLanderContinuous-v3', 150_000, 200, seeds=(0, 1, 2))]
 FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
-          'dqn': ('30_off_policy', '40_dqn'), 'pqn': ('40_dqn', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
+          'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
           'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
           'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
 
@@ -64,9 +75,10 @@ def meaning(source: str) -> str:
 
 
 def settings(c: Cell) -> dict:
-    "What differs from the defaults: the preset, or the cell's own"
+    "What differs from the defaults: the preset, and what the cell changes in it"
     from rlnb.train.presets import preset
-    return c.settings or preset(c.agent, c.world)
+    known = preset(c.agent, c.world)
+    return known | dict(agent_cfg=known.get('agent_cfg', {}) | dict(c.change)) if c.change else known
 
 
 def first_rows(c: Cell) -> str:
@@ -84,9 +96,12 @@ def first_rows(c: Cell) -> str:
 
 @cache
 def version(c: Cell) -> str:
-    "Of what is measured: the settings, the exported code of the pages, and what it does at first"
+    "Of what is measured: the settings, the exported code of the pages, and what it does at first; '' where the world's package is missing"
+    from rlnb.core.errors import MissingExtra
+    try: rows = first_rows(c)
+    except MissingExtra: return ''
     code = [meaning(src) for page in FAMILY[c.agent] for src in read(NBS / '30_agents' / f'{page}.ipynb').exported]
-    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True), first_rows(c)]).encode()).hexdigest()[:12]
+    return hashlib.sha256('\n'.join([*code, json.dumps(settings(c), sort_keys=True), rows]).encode()).hexdigest()[:12]
 
 
 def done() -> dict[tuple, dict]:
@@ -100,63 +115,70 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     "Train one cell, looked at after each quarter; a slice that was cut off goes on here"
     from rlnb.core.seed import seed_of
     from rlnb.envs.gym import make
-    from rlnb.evaluation.evaluate import play
+    from rlnb.evaluation.evaluate import play, roll
     from rlnb.evaluation.stats import interval
-    from rlnb.train.experiment import Experiment, build
+    from rlnb.train.experiment import Experiment
     from rlnb.train.session import fit, folder_for, unfinished
 
     looks = {'eval_every': c.steps//4, 'eval_episodes': 20}
     exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed, **looks})
     then, name = time.perf_counter(), f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}'
-    build(exp).env.close()               # a world whose package is missing says so before there is a folder
     run = fit(unfinished(exp, RUNS, name) or folder_for(exp, RUNS, name))
+    if run.phase != 'finished': sys.exit(f'{name}: {run.phase}; the next slice goes on there')       # what was cut short is no measurement
     scores = play(run.load('best'), make(c.world, 20), 100, seed_of(seed, 'play'))
     low, high = interval(scores)
     part = {k: round(v, 2) for k, v in run.result['return'].items() if k in ('mean', 'low', 'high')}
-    return dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, seconds=round(time.perf_counter() - then),
-                best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=int(run.at('best').name)))
+    row = dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, seconds=round(time.perf_counter() - then),
+               best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=int(run.at('best').name)))
+    if c.what != 'success': return row
+    reached = roll(run.load('latest'), make(c.world, 20), 100, seed_of(seed, 'play'))['success']
+    return row | dict(success=dict(mean=round(float(reached.mean()), 2)))
+
+
+def row_of(have: dict[tuple, dict], c: Cell, seed: int) -> dict | None:
+    "This cell's row; of a world that can't be made here the newest one, for nobody can say what it would be now"
+    if version(c): return have.get((c.agent, c.world, c.steps, seed, version(c)))
+    return next((r for k, r in reversed(have.items()) if k[:4] == (c.agent, c.world, c.steps, seed)), None)
 
 
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
     from rlnb.evaluation.stats import interval
-    lines, well, there = [f'{"agent":<9}{"world":<22}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
+    lines, well, there = [f'{"agent":<9}{"world":<26}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
-        rows = [have.get((c.agent, c.world, c.steps, s, version(c))) for s in c.seeds]
+        rows = [row_of(have, c, s) for s in c.seeds]
         xs = [r[c.what]['mean'] for r in rows if r]
         low, high = interval(xs) if xs else (0, 0)
         mean = sum(xs)/len(xs) if xs else 0
-        met = {'each': min(xs, default=0), 'most': min(sorted(xs)[1:], default=0), 'mean': mean, 'low': low}[c.judge] >= c.bar
+        met = {'each': min(xs, default=0), 'most': min(sorted(xs)[1:], default=0), 'low': low}.get(c.judge, mean) >= c.bar
+        if c.judge == 'under': met = mean <= c.bar
         lacking = [str(s) for s, r in zip(c.seeds, rows) if not r]
         there, well = there + len(xs), well and (met or not xs)
-        seen = ' '.join(f'{r[c.what]["mean"]:.1f}' if r else '—' for r in rows)
+        digits = 2 if c.what == 'success' else 1
+        seen = ' '.join(f'{r[c.what]["mean"]:.{digits}f}' if r else '—' for r in rows)
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
-        over = f'{mean:.1f} [{low:.1f}, {high:.1f}]' if xs else ''
-        how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval'}.get(c.judge, '')
-        how += ' best checkpoint'*(c.what == 'best')
-        lines.append(f'{c.agent:<9}{c.world:<22}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.1f}  {verdict}{how}')
+        over = f'{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]' if xs else ''
+        how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval', 'under': ' at most'}.get(c.judge, '')
+        how += {'best': ' best checkpoint', 'success': ' success'}.get(c.what, '') + ''.join(f' {k}={v}' for k, v in c.change)
+        lines.append(f'{c.agent:<9}{c.world:<26}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.{digits}f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
 
 def main() -> int:
-    from rlnb.core.errors import MissingExtra
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
     p.add_argument('--table', action='store_true', help='measure nothing')
     a = p.parse_args()
-    end, have, absent = time.monotonic() + 60*a.minutes, done(), set()
+    end, have = time.monotonic() + 60*a.minutes, done()
     if hasattr(os, 'nice') and not a.table: os.nice(19)
     for c in [] if a.table else CELLS:
         ver = version(c)
-        for seed in c.seeds:
+        if not ver: print(f'{c.world}: its package is missing')
+        for seed in c.seeds if ver else ():
             key = c.agent, c.world, c.steps, seed, ver
             guess = max((r['seconds'] for k, r in have.items() if k[:3] == key[:3]), default=c.steps/2000)
-            if key in have or c.world in absent or time.monotonic() + guess > end: continue
-            try: row = have[key] = measure(c, seed, ver)
-            except MissingExtra as e:
-                absent.add(c.world)
-                print(f'{c.world}: {e}')
-                continue
+            if key in have or time.monotonic() + guess > end: continue
+            row = have[key] = measure(c, seed, ver)
             RESULTS.parent.mkdir(exist_ok=True)
             with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
             print(f'{c.agent} {c.world} seed {seed}: {row[c.what]["mean"]:.1f} in {row["seconds"]} s', flush=True)

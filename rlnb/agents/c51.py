@@ -16,7 +16,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from .base import agents
-from .dqn import epsilon, explored, huber, masked
+from .dqn import huber
+from .explore import epsilon, explored, masked
 from .off_policy import OffPolicy, fast, net_for
 from ..core.batch import Array, Batch
 from ..core.config import Config, param

@@ -44,6 +44,7 @@ class CrossQConfig(Config):
     critics: int = param(2, 'How many critics', lo=1, hi=64)
     momentum: float = param(.01, 'How far the running statistics move in a gradient step', lo=0., hi=1.)
     warmup: int = param(100_000, 'Gradient steps before batches are corrected by the running statistics', lo=0)
+    persist: float = param(0., 'How much of the exploring noise stays from one step to the next', lo=0., hi=.999)
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((256, 256), 'Widths of the actor')
     critic_hidden: tuple[int, ...] = param((1024, 1024), 'Widths of the critics')

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from .base import Agent, agents
-from .dqn import epsilon, explored, masked
+from .explore import epsilon, explored, masked
 from .off_policy import fast, net_for
 from ..buffers.rollout import Rollout
 from ..core.batch import Array, Batch

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .base import agents
 from .c51 import project
-from .dqn import epsilon, explored, huber, masked
+from .dqn import huber
+from .explore import epsilon, explored, masked
 from .noisy import layers, noisy, stir
 from .off_policy import OffPolicy, net_for
 from ..core.batch import Array, Batch

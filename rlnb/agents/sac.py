@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from .base import agents
-from .continuous import act_dim, critics, drawn, followed, least, noised, obs_dim, products, seen, squashed, uniform
+from .continuous import act_dim, critics, drawn, followed, lasting, least, noised, obs_dim, products, seen, squashed, uniform
 from .off_policy import OffPolicy
 from ..core.batch import Array, Batch
 from ..core.config import Config, param
@@ -46,6 +47,7 @@ class SACConfig(Config):
     her_k: float = param(4., 'Hindsight goals for each true one', lo=0.)
     critics: int = param(2, 'How many critics', lo=1, hi=64)
     layer_norm: bool = param(False, 'Normalise the layers of the critics')
+    persist: float = param(0., 'How much of the exploring noise stays from one step to the next', lo=0., hi=.999)
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((256, 256), 'Widths of actor and critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
@@ -72,11 +74,15 @@ class SAC(OffPolicy):
         self.opts['pi'] = Flat(self, ['pi', *['log_alpha']*c.tune_alpha])
         self.propose, self.judge = act_fn(self.pi), least(self)
 
-    def act(self, obs: Any, explore: bool = True, progress: float = 0.) -> Batch:
+    def initial_state(self, n: int) -> tuple[np.ndarray, ...]:
+        "The noise of n rows, where a part of it stays"
+        return (np.zeros((n, act_dim(self.act_space)), np.float32),) if self.cfg.persist else ()
+
+    def act(self, obs: Any, explore: bool = True, progress: float = 0., *memory: np.ndarray) -> Batch:
         "Draw an action each, or take the middle one"
-        x = seen(obs)
-        if explore and self.warm: return Batch(act=uniform(self, x))
-        return Batch(act=drawn(self.propose(x), self.rng if explore else None))
+        x, z = seen(obs), lasting(self, memory) if explore else None
+        if explore and self.warm: return Batch(act=uniform(self, x, z))
+        return Batch(act=drawn(self.propose(x), self.rng if explore else None, z))
 
     def value(self, obs: Any) -> Array:
         "min Q(s, tanh μ)"

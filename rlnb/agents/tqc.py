@@ -41,6 +41,7 @@ class TQCConfig(Config):
     n_step: int = param(1, 'Rewards that are summed before the estimate', lo=1)
     her: str = param('off', 'Hindsight goals', choices=('off', 'future', 'final', 'episode'))
     her_k: float = param(4., 'Hindsight goals for each true one', lo=0.)
+    persist: float = param(0., 'How much of the exploring noise stays from one step to the next', lo=0., hi=.999)
     max_grad_norm: float = param(0., 'Longest gradient; 0: any', lo=0.)
     hidden: tuple[int, ...] = param((256, 256), 'Widths of actor and critics')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
