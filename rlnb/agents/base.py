@@ -82,6 +82,7 @@ def _alone(self: Agent, opt: Flat) -> Iterator[None]:
     finally:
         for p in rest: p.requires_grad_()
 
+# %% ../../nbs/30_agents/00_base.ipynb #e4b1b060
 @patch
 def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str = 'adam', **how: Any) -> torch.Tensor:
     "One gradient step of this optimiser's parameters on loss(batch); returns its vector of metrics, still on the device"

@@ -95,6 +95,7 @@ def _book(self: Collector, row: dict[str, Any], st: Any) -> Any:
     self.steps += int(np.count_nonzero(valid))
     return st.obs
 
+# %% ../../nbs/20_buffers/50_collect.ipynb #ecfd1c43
 @patch
 def _forget(self: Collector, done: Any, extras: Batch) -> None:
     "Rows whose episode begins anew remember nothing; a row that was spent on a reset is no part of either"

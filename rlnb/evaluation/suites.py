@@ -184,6 +184,7 @@ def grid(self: Assessment, score: str = 'normalised') -> dict[str, dict[int, Est
         if np.isfinite(x[:, at]).all(): cells.setdefault(c, {})[k] = estimate(x[:, at], mean)
     return cells
 
+# %% ../../nbs/45_evaluation/15_suites.ipynb #57d46a6e
 @patch
 def missing(self: Assessment) -> list[tuple[int, int]]:
     "(agent, task) that have not been played with all their seeds"

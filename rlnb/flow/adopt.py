@@ -55,6 +55,7 @@ def named(run: Run, name: str) -> bool:
     "Is this a take of the run called so?"
     return slug(str(run.config.get('asked', run.config.get('name', '')))) == slug(name)
 
+# %% ../../nbs/70_flow/20_adopt.ipynb #42e9450a
 def look(name: str, roots: Iterable[str | Path], digest: str = '',
          passed: list[str] | None = None) -> list[Found]:          # gets a line for each thing that was passed over
     "All runs of a name below some roots, the best to go on from last"
@@ -163,6 +164,7 @@ def adopt(name: str, work: str | Path, roots: Iterable[str | Path] = (),
     told(repr(a))
     return a
 
+# %% ../../nbs/70_flow/20_adopt.ipynb #4c1a9aad
 def _adopt(name: str, work: Path, roots: list[Path], exp: Any, digest: str, fresh: bool, passed: list[str]) -> Adopted:
     for run in [] if fresh else [r for r in runs(work) if is_locked(r.path/'LOCK') and named(r, name) and digest in ('', r.config.get('digest'))]:
         h = holder(run.path/'LOCK')

@@ -142,6 +142,7 @@ def _tape(run: Path) -> Iterator[str]:
     for p in sorted((run/'replay').glob('*/*')):
         if p.name[0] != '.': yield p.relative_to(run).as_posix()
 
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #b4ce5c46
 @patch
 def once(self: DriveMirror) -> int:
     "One pass; the newest checkpoint that is there, verified"
@@ -200,6 +201,7 @@ def attempt(self: DriveMirror) -> bool:
     self.trouble = ''
     return True
 
+# %% ../../nbs/70_flow/30_mirror_drive.ipynb #d4105eff
 @patch
 def start(self: DriveMirror) -> DriveMirror:
     "Take the lease, then carry in a thread until `close`"

@@ -40,6 +40,7 @@ def checkpoints(self: Run, verify: bool = False) -> list[dict[str, Any]]:
         if verify: out[-1]['whole'] = _whole(folder)
     return out
 
+# %% ../../nbs/40_runs/35_keep.ipynb #cdd1c12b
 def _whole(folder: Path) -> bool:
     try: return bool(verify_dir(folder))
     except Damaged: return False

@@ -75,6 +75,7 @@ def _chosen(rows: Iterable[str | Workload], steps: int) -> list[Workload]:
     ws = [WORKLOADS[n] if isinstance(n, str) else n for n in names]
     return [w.override(dict(steps=steps)) if steps else w for w in ws]
 
+# %% ../../nbs/50_train/80_bench.ipynb #6e860694
 def bench(rows: Iterable[str | Workload] = (),
           vs: str | None = None,                  # 'sb3'; without it only Gymnasium is a peer
           rounds: int = 3,
@@ -123,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument('--one', help=argparse.SUPPRESS)
     return _do(p.parse_args(argv))
 
+# %% ../../nbs/50_train/80_bench.ipynb #f678a9c9
 def _do(a: argparse.Namespace) -> int:
     try:
         if a.one:

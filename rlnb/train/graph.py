@@ -100,6 +100,7 @@ def _settle(into: Any, x: Any) -> None:
         for k, v in into.items(): v.copy_(x[k])
     else: into.copy_(x)
 
+# %% ../../nbs/50_train/85_graph.ipynb #66797b85
 @patch
 def collect(self: Iteration) -> Batch:
     "n_steps of every world, (T, N, …), beside the true successor of each"
@@ -168,6 +169,7 @@ def _wait(device: str) -> float:
     if device != 'cpu': torch.cuda.synchronize()
     return time.perf_counter()
 
+# %% ../../nbs/50_train/85_graph.ipynb #b58a159c
 def speed(num_envs: int, device: str = 'cpu', seconds: float = 2., **cfg: Any) -> dict[str, float]:
     "Steps per second of whole iterations"
     it = agent_for(num_envs, device, **cfg)

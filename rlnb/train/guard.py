@@ -188,6 +188,7 @@ def _signs(self: Guard, t: Any, now: dict[str, float]) -> Iterator[tuple[str, bo
         still = any(now[k] == self.weights.get(k) or not bool(o.grad.any()) for k, o in t.agent.opts.items())
         yield 'dead', still, _PATIENCE
 
+# %% ../../nbs/50_train/24_guard.ipynb #1362bc6d
 @patch
 def _tell(self: Guard, t: Any, kind: str, there: bool, enough: float) -> None:
     "Count a sign, and tell it once"

@@ -149,6 +149,7 @@ def _actions(space: Any, n: int) -> list[np.ndarray]:
     space.seed(0)
     return [np.stack([space.sample() for _ in range(n)]) for _ in range(64)]
 
+# %% ../../nbs/50_train/75_measure.ipynb #b4b4d3e9
 def _ours(w: Workload) -> _Part:
     "One call of a part of our side"
     if w.what == 'env':
@@ -186,6 +187,7 @@ def _falling(spec: str) -> Callable[[float], float]:
     s = schedule(spec)
     return lambda left: at(s, 1 - left)
 
+# %% ../../nbs/50_train/75_measure.ipynb #d11bda75
 def sb3_settings(cfg: Any, num_envs: int = 1) -> dict[str, Any]:
     "A configuration of ours in the words of Stable-Baselines3"
     from torch import nn

@@ -155,6 +155,7 @@ def write(self: Tape,
         if len(batch) == _BATCH: n, batch = n + self._put(batch, end), []
     return n + self._put(batch, max(last, self.source))
 
+# %% ../../nbs/50_train/27_mirror.ipynb #ef097398
 @patch
 def _put(self: Tape, events: list[bytes], source: int) -> int:
     if events:

@@ -65,6 +65,7 @@ def _life(agent: Any, env: VecEnv, obs: Any, steps: int) -> tuple[list, Any]:
 # %% ../../nbs/50_train/45_protocol.ipynb #716736ad
 _SIX = 'select_action', 'store_transition', 'train_step', 'get_metrics', 'save', 'load'
 
+# %% ../../nbs/50_train/45_protocol.ipynb #cbb33e0e
 def conforms(make: Callable[[], Any],         # a fresh agent each time
              world: Callable[[], VecEnv],     # a fresh world of one row each time
              steps: int = 300) -> list[str]:
