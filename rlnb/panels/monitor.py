@@ -99,7 +99,8 @@ def _foot(self: Monitor) -> Html:
     "The way round a busy kernel"
     name, root = shlex.quote(self.run.name), shlex.quote(str(self.run.path.parent))
     words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}')
-    return page(el('span', *words, cls='rlnb-dim'))
+    off = 'Core widgets only: the slider looks closer; hover, zoom with the mouse, and resting in a hidden tab are off.'
+    return page(el('div', *words, cls='rlnb-dim'), el('div', off, cls='rlnb-dim'))
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #378abcbf
 @patch
