@@ -74,7 +74,7 @@ class Monitor:
         slider: dict[str, Any] = dict(continuous_update=False, layout=w.Layout(width='310px'))
         self.share = w.FloatSlider(.05, min=0., max=.3, step=.01, description='smooth', readout_format='.0%', **slider)
         self.part = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='part, in %', **slider)
-        self.which = w.ToggleButtons(options=list(PANES), style=w.ToggleButtonsStyle(button_width='92px'))
+        self.which = w.ToggleButtons(options=list(PANES), style=w.ToggleButtonsStyle(button_width='82px'))
         self.field = w.Dropdown(options=self._live(), layout=w.Layout(width='170px'))
         self.entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
         self.set = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
