@@ -127,7 +127,7 @@ def struck(kind: str, home: Path, rng: random.Random, kills: int, words: dict) -
         while m.process.poll() is None and len(book) < kills:
             time.sleep(.02)
             if not passed and (early or rows_of(m.work) != before): passed = time.monotonic()      # early: while it starts, searches and copies
-            if passed and time.monotonic() - passed > delay*(4 if early else 1): m.end()
+            if passed and time.monotonic() - passed > delay*(1.4 if early else 1): m.end()
         code = m.wait()
         said = [s for s in m.said().splitlines() if 'resumed from' in s or 'begins at step' in s or 'is finished' in s]
         book.append(dict(code=code, seconds=round(time.monotonic() - began, 1), early=early, found=said[-1][:120] if said else ''))

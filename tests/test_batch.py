@@ -261,7 +261,7 @@ def test_one_conductor_a_root(peace, tmp_path):
 def test_a_session_that_ends_is_an_end_in_time(peace, tmp_path):
     "RLNB_DEADLINE: the workers save before it, no further one is begun, 75"
     root = tmp_path / 'runs'
-    r = rlnb('batch', peace[0], '--root', root, '--workers', 1, '--episodes', 2, '--json', env=dict(RLNB_DEADLINE=str(time.time() + 7)))
+    r = rlnb('batch', peace[0], '--root', root, '--workers', 1, '--episodes', 2, '--json', env=dict(RLNB_DEADLINE=str(time.time() + 3.5)))
     assert r.returncode == 75, r.stdout + r.stderr
     phases = [x['phase'] for x in json.loads(r.stdout.splitlines()[-1])['runs']]
     assert phases.count('missing') >= 1 and set(phases) <= {'stopped', 'finished', 'missing'} and not workers(root)

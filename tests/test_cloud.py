@@ -343,7 +343,7 @@ def test_installing(case, tmp, monkeypatch):
 @pytest.mark.parametrize('kind', ['colab', 'kaggle'])
 def test_killed_notebooks(kind, tmp):
     "The training notebook on a simulated machine that is taken away, twice on Colab, once on Kaggle; then equal to one that nobody killed"
-    words = WORDS | dict(steps=16_000)
+    words = WORDS | dict(steps=40_000)
     calm = Machine(kind, tmp / 'calm', 0).papermill(ROOT / kind / '20_train.ipynb', **words)
     assert calm.wait() == 0, calm.said()[-3000:]
     run, book = struck(kind, tmp / kind, random.Random(3), 2 if kind == 'colab' else 1, words)

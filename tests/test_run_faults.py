@@ -1266,7 +1266,7 @@ def test_a_change_that_a_rule_moved(quick):
     def sent(): rough.set_at('300')
     peace = folder(quick, 'peace', **words)
     assert lived(peace, before=sent) == 0 and len({r['learn/lr'] for r in peace.metrics()}) > 3
-    for n in range(120, 400, 40):
+    for n in range(120, 330, 30):                              # operations of the disk; a quiet run has about 350
         run = folder(quick, f'run-{n}', **words)
         assert lived(run, Fatal(n), before=sent) == -9 and lived(run, before=sent) == 0 and differences(peace, run) == []
 

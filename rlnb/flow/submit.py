@@ -69,7 +69,7 @@ def faults_of(file: str | Path, sample: str | Path) -> list[str]:
 def write_table(file: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     "Write a CSV file"
     text = stdio.StringIO(newline='')
-    csv.writer(text, lineterminator='\n').writerows([header, *rows])
+    csv.writer(text, lineterminator='\r\n').writerows([header, *rows])      # with both, a cell that holds either is quoted
     write_bytes(file, text.getvalue().encode())
     return Path(file)
 
