@@ -19,13 +19,14 @@ import numpy as np
 
 from ..core.errors import RlnbError, one_line
 from ..runs.curves import columns
+from ..runs.glance import glance
 from ..runs.run import Run
 import rlnb.runs.keep     # noqa: F401  gives `Run` its checkpoints
 
 # %% ../../nbs/80_panels/20_feed.ipynb #50d9593c
 class Tail:
     "Columns of a file of rows, as far as it has been written"
-    def __init__(self, path: Path): self.path, self.at, self.cols, self.size = path, 0, {}, -1    # type: ignore[var-annotated]
+    def __init__(self, path: Path): self.path, self.at, self.cols, self.size, self.whole = path, 0, {}, -1, True    # type: ignore[var-annotated]
 
     def poll(self) -> bool:
         "Read what is new; was there something?"
@@ -34,17 +35,17 @@ class Tail:
         self.size = size
         got, at = columns(self.path, list(self.cols), self.at)
         if at < self.at or (not at and self.at):               # it was cut: from the beginning
-            self.cols = {k: np.zeros(0) for k in self.cols}
-            got, at = columns(self.path, list(self.cols), 0)
+            self.cols, at, self.whole = glance(self.path, list(self.cols))
+            self.at = at
+            return True
         self.at, new = at, len(got['step'])
         if new: self.cols = {k: np.concatenate([v, got[k]]) for k, v in self.cols.items()}
         return bool(new)
     def ask(self, *keys: str) -> None:
         "Follow these columns too"
         if not (missing := [k for k in ('step', *keys) if k not in self.cols]): return
-        got, at = columns(self.path, ['step', *self.cols, *missing], 0) if self.path.is_file() else ({}, 0)
-        self.cols = {k: got.get(k, np.zeros(0)) for k in dict.fromkeys(['step', *self.cols, *missing])}
-        self.at, self.size = at, -1
+        self.cols, self.at, self.whole = glance(self.path, ['step', *self.cols, *missing])
+        self.size = -1
     def get(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         "Steps and values of a column, where it has a value"
         self.ask(key)

@@ -150,7 +150,8 @@ def _head(self: Monitor) -> Html:
     line = facts(**{'step': f'{step:,} of {total:,}', 'steps/s': speed, 'elapsed': elapsed(self.feed), 'left': s.get('eta') if running else None,
                     'session': session_left(), 'return': score, 'group': x.get('group')})
     name = self.run.config.get('name') or self.run.name
-    warn = [note(w, kind='warn') for w in (quiet, f'{bad} values are not finite' if bad else '', self.feed.trouble) if w]
+    part = '' if self.feed.rows.whole else 'a long run: the curve is drawn from a sample of its rows, which may miss a spike'
+    warn = [note(w, kind='warn') for w in (quiet, f'{bad} values are not finite' if bad else '', self.feed.trouble, part) if w]
     what = f'  {x.get("agent", "?")} · {x.get("env", "?")} · seed {x.get("seed", "?")}'
     return page(badge(s['phase']), ' ', el('b', plain(name)), el('span', what, cls='rlnb-dim'), bar(step, total, 'steps'), line, *warn)
 
