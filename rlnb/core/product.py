@@ -20,12 +20,12 @@ def _maker() -> str:
 
 _AT_HAND = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == 'AVX512'
 _BETTER = _AT_HAND and 'AuthenticAMD' in _maker()
-_LARGE = 1_000_000
+_LARGE, _WIDTH = 1_000_000, 128
 
 def wide(x: Tensor, w: Tensor) -> bool:
     "Does x @ w, a matrix or several side by side, take the other kernel?"
-    return (_BETTER and x.dim() == w.dim() and x.shape[-2]*w.shape[-2]*w.shape[-1] >= _LARGE and x.dtype == torch.float32 and x.device.type == 'cpu'
-            and not torch.compiler.is_exporting())
+    enough = x.dim() == w.dim() and min(w.shape[-2:]) >= _WIDTH and x.shape[-2]*w.shape[-2]*w.shape[-1] >= _LARGE
+    return _BETTER and enough and x.dtype == torch.float32 and x.device.type == 'cpu' and not torch.compiler.is_exporting()
 
 # %% ../../nbs/00_core/57_product.ipynb #21d79361
 def _product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
