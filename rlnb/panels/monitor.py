@@ -54,6 +54,7 @@ class Monitor:
     snapshot: Callable[[], None]
     twin: Any = None
     saving = False                      # was a checkpoint asked for?
+    stale, drawn = False, 0.            # is there something that the pane does not show yet? When was it drawn?
     _live: Callable[[], list[str]]
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
@@ -119,7 +120,10 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
             a, b = self.part.value
             within = (float(x[-1])*a/100, float(x[-1])*b/100) if len(x) and (a, b) != (0, 100) else None
             show(self.picture, page(returns(self.feed, self.share.value, within)))
-        if force or self.which.value in ('time', 'system') or new: show(self.pane, page(PANES[self.which.value](self.feed)))
+        self.stale = self.stale or bool(new) or self.which.value == 'system'
+        if force or (self.stale and time.monotonic() - self.drawn > 1.5):
+            self.drawn, self.stale = time.monotonic(), False
+            show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #6b633129
