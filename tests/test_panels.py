@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures('watched')
 PAGES = sorted((ROOT / 'rlnb' / 'panels').glob('*.py'))
 
 
@@ -117,6 +118,100 @@ def test_nothing_new_sends_nothing(long):
     for w in (panel.picture, panel.pane, panel.word, panel.card): w.observe(lambda c: changed.append(c), 'value')
     for _ in range(5): panel.look()
     assert not changed
+
+
+# ---- two threads: the watcher's looks, the kernel's draws
+def in_thread(f):
+    "Run it beside; `.done()` waits and raises what it raised"
+    from concurrent.futures import ThreadPoolExecutor
+    pool = ThreadPoolExecutor(1)
+    job = pool.submit(f)
+    pool.shutdown(wait=False)
+    return job
+
+
+def rows(path, n, first=0):
+    with path.open('a') as f: f.writelines(json.dumps({'step': i, 'a': float(i), 'b': -float(i)}) + '\n' for i in range(first, first + n))
+
+
+def test_a_column_is_read_while_rows_arrive(tmp_path):
+    "Steps and values of a column belong together, whatever the watcher's thread puts in place between two lines of the reader"
+    from rlnb.panels.feed import Tail
+    rows(tmp_path / 'rows', 3)
+    tail = Tail(tmp_path / 'rows')
+    tail.ask('a')
+
+    class Columns(dict):
+        def __getitem__(self, k):                   # just then the other thread comes by, and finds a new row
+            found = super().__getitem__(k)
+            rows(tmp_path / 'rows', 1, 3)
+            in_thread(tail.poll).result(10)
+            return found
+    tail.cols = Columns(tail.cols)
+    assert [v.tolist() for v in tail.get('a')] == [[0, 1, 2]]*2
+    assert len(tail.get('a')[0]) > 3
+
+
+def test_a_column_asked_for_during_a_poll_is_kept(tmp_path, monkeypatch):
+    "A poll that is in the middle of reading and a question for another column: no column is lost, no row comes twice"
+    from threading import Event
+
+    from rlnb.panels import feed
+    rows(tmp_path / 'rows', 3)
+    tail = feed.Tail(tmp_path / 'rows')
+    tail.ask('a')
+    rows(tmp_path / 'rows', 2, 3)
+    reading, asked, columns = Event(), Event(), feed.columns
+
+    def slow(*args):
+        found = columns(*args)
+        reading.set()
+        asked.wait(.5)
+        return found
+    monkeypatch.setattr(feed, 'columns', slow)
+    job = in_thread(tail.poll)
+    reading.wait(5)
+    tail.ask('b')
+    asked.set()
+    job.result()
+    tail.poll()
+    assert tail.cols['step'].tolist() == [0, 1, 2, 3, 4] and tail.get('b')[1].tolist() == [0, -1, -2, -3, -4]
+
+
+def test_who_is_followed_while_being_looked_at_is_looked_at_again(watched):
+    "A look that ends with `False`, while somebody asks for another one; and a thread that is about to end is not relied on"
+    from threading import Event
+
+    class Panel:
+        n, inside, go = 0, Event(), Event()
+        def look(self):
+            self.n += 1
+            self.inside.set()
+            self.go.wait(5)
+            return False
+    p = Panel()
+    watched.follow(p.look)
+    p.inside.wait(5)
+    watched.follow(p.look)
+    p.go.set()
+    until(lambda: p.n == 2, 5, 'the second wish was lost')
+    for n in range(3, 20):
+        watched.follow(p.look)
+        until(lambda n=n: p.n >= n, 5, 'nobody looks any more')
+
+
+def test_a_press_does_not_swallow_what_the_watcher_would_have_said(tmp_path, monkeypatch):
+    "A run ends between two looks, and a button's poll is the first that sees it: the panel still says where the checkpoint is"
+    from rlnb.core.io import write_json
+    from rlnb.panels.monitor import Monitor
+    from rlnb.train.session import train
+    run = train('ppo', steps=4096, root=tmp_path, name='x', progress=False, episodes=5)
+    ended = run.state
+    write_json(run.path / 'state.json', ended | dict(phase='stopping'))
+    panel = Monitor(run)
+    monkeypatch.setattr(panel, '_do', lambda what: write_json(run.path / 'state.json', ended))
+    panel.press('stop')
+    assert 'finished · checkpoint saved at step 4,096' in panel.word.value
 
 
 # ---- what it survives

@@ -24,6 +24,8 @@ from rlnb.train.launch import launch
 from rlnb.train.replay import Episode, episodes, record, replay, video
 from rlnb.train.session import load, train
 
+pytestmark = pytest.mark.usefixtures('watched')
+
 NAME = '<img src=x onerror=alert(1)>"\'`{}'
 SMALL = dict(num_envs=4, n_steps=32, minibatch=64, checkpoint_every=1024, episodes=0)
 
