@@ -125,7 +125,7 @@ def chart(curves: Sequence[Curve],
 def _said(c: Curve) -> str:
     y = np.asarray(c.y, float)
     y = y[np.isfinite(y)]
-    return f'{c.name} from {si(y[0])} to {si(y[-1])}, between {si(y.min())} and {si(y.max())}'
+    return f'{c.name or "a curve"} from {si(y[0])} to {si(y[-1])}, between {si(y.min())} and {si(y.max())}'
 
 def _cut(c: Curve, within: tuple[float, float] | None) -> Curve:
     "The part of a curve that is looked at"
@@ -138,12 +138,12 @@ def _cut(c: Curve, within: tuple[float, float] | None) -> Curve:
 def _axes(sx: _Scale, sy: _Scale, xlabel: str, w: int, h: int) -> list[Html]:
     "Lines and numbers"
     rows, places = ticks(sy.lo, sy.hi, max(3, h//55)), ticks(sx.lo, sx.hi, max(2, w//110))
-    lines = [svg('line', x1=sx.start, x2=sx.end, y1=float(sy(v)), y2=float(sy(v))) for v in rows]
+    lines = ''.join(f'M{sx.start:g} {sy(v):.2f}H{sx.end:g}' for v in rows)
     left = [svg('text', _tick(v), x=sx.start - 6, y=float(sy(v)) + 4) for v in rows]
     below = [svg('text', _tick(v), x=float(sx(v)), y=h - 11) for v in places]
     pale = dict(fill='currentColor', fill_opacity=.75)
     name = [svg('text', xlabel, x=sx.end, y=h - 1, text_anchor='end', font_size=10, **pale)] if xlabel else []
-    return [svg('g', *lines, stroke='currentColor', stroke_opacity=.15), svg('g', *left, text_anchor='end', **pale),
+    return [svg('path', d=lines, stroke='currentColor', stroke_opacity=.15), svg('g', *left, text_anchor='end', **pale),
             svg('g', *below, text_anchor='middle', **pale), *name]
 
 def _tick(v: float) -> str: return '0' if v == 0 else si(v).replace('-', '−')

@@ -53,7 +53,7 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
-    saving, stale, drawn = False, False, 0.       # was a checkpoint asked for? Does the pane lack something? When was it drawn?
+    saving, fresh, stale, drawn = False, False, False, 0.     # was a checkpoint asked for? Does the curve, the pane lack something? When was the pane drawn?
     _live: Callable[[], list[str]]
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
@@ -115,13 +115,15 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
             if b.disabled != (k not in on): b.disabled = k not in on
         if force or 'state' in new: self._fixes(phase)
         if self.set.disabled != (phase not in ('running', 'paused')): self.set.disabled = not self.set.disabled
-        if force or {'rows', 'events'} & set(new):
+        self.fresh, self.stale = self.fresh or bool({'rows', 'events'} & set(new)), self.stale or bool(new) or self.which.value == 'system'
+        turn = self.stale and time.monotonic() - self.drawn > 1.5      # curve and pane take turns: a refresh stays small
+        if force or (self.fresh and not turn):
+            self.fresh = False
             x = self.feed.rows.cols['step']
             a, b = self.part.value
             within = (float(x[-1])*a/100, float(x[-1])*b/100) if len(x) and (a, b) != (0, 100) else None
             show(self.picture, page(returns(self.feed, self.share.value, within)))
-        self.stale = self.stale or bool(new) or self.which.value == 'system'
-        if force or (self.stale and time.monotonic() - self.drawn > 1.5):
+        if force or turn:
             self.drawn, self.stale = time.monotonic(), False
             show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
@@ -132,7 +134,7 @@ def look(self: Monitor) -> Any:
     "What the watcher calls: look for what is new and draw it; seldom, once the run has ended"
     with self.lock:
         self.draw(self._news())
-        return None if self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
+        return None if self.fresh or self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
 
 @patch
 def _news(self: Monitor) -> set[str]:
