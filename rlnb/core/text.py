@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
@@ -134,12 +135,18 @@ def _number(x: Any) -> str:
     return '0' if out == '-0' else out
 
 # %% ../../nbs/00_core/05_text.ipynb #acb5b866
-def _attribute(k: str, v: object) -> str:
+@lru_cache(1000)
+def _named(k: str) -> str:
     name = k.rstrip('_').replace('_', '-')
-    if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9-]*', name) or re.match('on|href|src|style|xlink', name, re.I):
-        raise BadInput('svg', f'no attribute {name!r}', 'one that draws')
-    value = _number(v) if isinstance(v, (int, float, np.number)) else esc(v)
-    if not name.startswith('aria-') and re.search(r'(?i)url\s*\((?!#[\w-]+\)$)|script:', value):
+    if re.fullmatch(r'[a-zA-Z][a-zA-Z0-9-]*', name) and not re.match('on|href|src|style|xlink', name, re.I): return name
+    raise BadInput('svg', f'no attribute {name!r}', 'one that draws')
+
+_OUT = re.compile(r'(?i)url\s*\((?!#[\w-]+\)$)|script:')
+
+def _attribute(k: str, v: object) -> str:
+    name, number = _named(k), isinstance(v, (int, float, np.number))
+    value = _number(v) if number else esc(v)
+    if not number and not name.startswith('aria-') and _OUT.search(value):
         raise BadInput('svg', f'{name} leads out of the picture', 'url(#name) within it')
     return f' {name}="{value}"'
 
@@ -165,8 +172,8 @@ def decimate(xs: Any, ys: Any,
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = x[keep], y[keep]
     if len(y) <= n: return x, y
-    edges = np.linspace(0, len(y), n//2, dtype=int)
-    kept = {0, len(y) - 1} | {int(a + f(y[a:b])) for a, b in pairwise(edges) for f in (np.argmin, np.argmax)}
+    edges = np.linspace(0, len(y), n//2, dtype=int).tolist()
+    kept = {0, len(y) - 1} | {int(a + i) for a, b in pairwise(edges) for i in (y[a:b].argmin(), y[a:b].argmax())}
     at = sorted(kept)
     return x[at], y[at]
 

@@ -6,6 +6,7 @@
 __all__ = ['arms', 'band', 'line_of', 'parent_of', 'difference', 'tree', 'Comparer']
 
 # %% ../../nbs/80_panels/45_compare.ipynb #20ae9d0c
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Comparer:
         import ipywidgets as w
         self.runs = [find(r, root) for r in runs]
         if not self.runs: raise BadInput('runs', 'none', 'at least one run')
-        self.feeds = [Feed(r) for r in self.runs]
+        self.feeds, self.lock = [Feed(r) for r in self.runs], threading.RLock()
         self.names = list(arms(self.feeds))
         self.ticks = {n: w.Checkbox(value=True, description=n, indent=False, tooltip='draw it', layout=w.Layout(width='auto')) for n in self.names}
         self.head, self.picture, self.gap, self.pane = view(), view(height='288px'), view(), view(height='238px', overflow='auto')
@@ -102,19 +103,21 @@ class Comparer:
 @patch
 def draw(self: Comparer) -> None:
     "Everything anew"
-    by = arms(self.feeds)
-    lines = [line_of(n, by[n], self.share.value, i) for i, n in enumerate(self.names) if self.ticks[n].value]
-    show(self.head, page(*(el('span', badge(f.state['phase']), ' ', f.run.name, '  ') for f in self.feeds[:12])))
-    show(self.picture, page(chart(lines, 'return', h=280)))
-    gap = difference(self.feeds, self.share.value)
-    show(self.gap, page(chart([gap], 'fork − parent', h=130)) if gap else '')
-    show(self.pane, page(_TABLES[self.which.value](self)))
+    with self.lock:
+        by = arms(self.feeds)
+        lines = [line_of(n, by[n], self.share.value, i) for i, n in enumerate(self.names) if self.ticks[n].value]
+        show(self.head, page(*(el('span', badge(f.state['phase']), ' ', f.run.name, '  ') for f in self.feeds[:12])))
+        show(self.picture, page(chart(lines, 'return', h=280)))
+        gap = difference(self.feeds, self.share.value)
+        show(self.gap, page(chart([gap], 'fork − parent', h=130)) if gap else '')
+        show(self.pane, page(_TABLES[self.which.value](self)))
 
 @patch
 def look(self: Comparer) -> Any:
     "What the watcher calls"
-    new = [f.poll() for f in self.feeds]         # all of them, not until the first that has something
-    if any(new): self.draw()
+    with self.lock:
+        new = [f.poll() for f in self.feeds]         # all of them, not until the first that has something
+        if any(new): self.draw()
     return 1. if any(f.state['phase'] in LIVE for f in self.feeds) else 3.
 
 def _runs(c: Comparer) -> Html:

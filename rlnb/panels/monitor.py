@@ -53,12 +53,12 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
-    saving = False                      # was a checkpoint asked for?
-    stale, drawn = False, 0.            # is there something that the pane does not show yet? When was it drawn?
+    saving, fresh, stale, drawn = False, False, False, 0.     # was a checkpoint asked for? Does the curve, the pane lack something? When was the pane drawn?
     _live: Callable[[], list[str]]
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
     _ended: Callable[[str], None]
+    _news: Callable[[], set[str]]
     _do: Callable[[str], Any]
     _typed: Callable[[], Any]
     _fixes: Callable[[str], None]
@@ -115,13 +115,15 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
             if b.disabled != (k not in on): b.disabled = k not in on
         if force or 'state' in new: self._fixes(phase)
         if self.set.disabled != (phase not in ('running', 'paused')): self.set.disabled = not self.set.disabled
-        if force or {'rows', 'events'} & set(new):
+        self.fresh, self.stale = self.fresh or bool({'rows', 'events'} & set(new)), self.stale or bool(new) or self.which.value == 'system'
+        turn = self.stale and time.monotonic() - self.drawn > 1.5      # curve and pane take turns: a refresh stays small
+        if force or (self.fresh and not turn):
+            self.fresh = False
             x = self.feed.rows.cols['step']
             a, b = self.part.value
             within = (float(x[-1])*a/100, float(x[-1])*b/100) if len(x) and (a, b) != (0, 100) else None
             show(self.picture, page(returns(self.feed, self.share.value, within)))
-        self.stale = self.stale or bool(new) or self.which.value == 'system'
-        if force or (self.stale and time.monotonic() - self.drawn > 1.5):
+        if force or turn:
             self.drawn, self.stale = time.monotonic(), False
             show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
@@ -130,14 +132,20 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
 @patch
 def look(self: Monitor) -> Any:
     "What the watcher calls: look for what is new and draw it; seldom, once the run has ended"
+    with self.lock:
+        self.draw(self._news())
+        return None if self.fresh or self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
+
+@patch
+def _news(self: Monitor) -> set[str]:
+    "What has changed, and what there is to say about it"
     new = self.feed.poll()
     phase = self.feed.state['phase']
     if 'state' in new and phase in ('stopped', 'finished', 'failed'): self._ended(phase)
     if self.saving and 'checkpoints' in new and self.feed.checkpoints:
         c, self.saving = self.feed.checkpoints[-1], False
         self.said = note(f"saved at step {c['step']:,} · {si(c['bytes'])}B · {c.get('time', '')}", kind='good')
-    self.draw(new)
-    return None if phase in ('starting', 'running', 'paused', 'stopping') else 2.
+    return new
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #c8c503a5
 @patch
@@ -175,7 +183,7 @@ def press(self: Monitor, what: str) -> Any:
     with self.lock:
         try:
             out = self._do(what)
-            self.feed.poll()
+            self._news()                 # what it sees, the next look of the watcher will not see again
         except (RlnbError, OSError) as e: out, self.said = None, note(one_line(e) if not isinstance(e, RlnbError) else str(e), kind='bad')
         self.draw(force=True)
     if self.buttons.get(what) and self.buttons[what].disabled:

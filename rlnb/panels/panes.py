@@ -17,7 +17,7 @@ from ..core.text import Html, si, table
 from .chart import Curve, chart
 from .feed import Feed
 from .markup import bar, el
-from ..runs.curves import names_in, smooth
+from ..runs.curves import smooth
 
 # %% ../../nbs/80_panels/30_panes.ipynb #9d37664e
 _DONE = dict(set='set', pause='paused', resume='resumed', fork='forked here', extend='more steps', fail='failed', fallback='a damaged checkpoint')
@@ -38,6 +38,7 @@ def smoothed(name: str, x: np.ndarray, y: np.ndarray, share: float = .05, at: in
 
 def returns(feed: Feed, share: float = .05, within: tuple[float, float] | None = None) -> Html:
     "The curve that everybody looks at first"
+    feed.rows.ask('episode/return', 'eval/return')
     curves = [smoothed('training', *feed.rows.get('episode/return'), share)]
     x, y = feed.rows.get('eval/return')
     if len(x): curves.append(Curve('greedy', x, y, at=1))
@@ -46,11 +47,12 @@ def returns(feed: Feed, share: float = .05, within: tuple[float, float] | None =
 # %% ../../nbs/80_panels/30_panes.ipynb #9b72d68b
 def _small(feed: Feed, keys: list[str], n: int = 6) -> Html:
     "Small charts side by side"
+    feed.rows.ask(*keys[:n])                                 # at once: the file is read for all of them together
     return el('div', *(chart([Curve('', *feed.rows.get(k))], k.split('/', 1)[-1], '', w=335, h=108, points=36) for k in keys[:n]))
 
 def losses(feed: Feed) -> Html:
     "What the updates say"
-    names = sorted(k for k in names_in(feed.rows.path) if k.startswith('learn/')) if feed.rows.path.is_file() else []
+    names = sorted(k for k in feed.rows.names() if k.startswith('learn/'))
     names.sort(key=lambda k: ('loss' not in k, k not in ('learn/entropy', 'learn/kl', 'learn/lr')))
     return _small(feed, names) if names else el('div', 'no update yet', cls='rlnb-dim')
 
