@@ -263,8 +263,8 @@ def _about(version: bool) -> int:
 
 def _hung_up() -> int:
     "Whoever read our output has gone (`rlnb doctor | head`): end quietly"
-    import os
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    from rlnb.train.track import hush
+    hush()
     return 0
 
 def _complain(e: RlnbError) -> int:
