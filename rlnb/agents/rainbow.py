@@ -65,9 +65,8 @@ class Rainbow(OffPolicy):
     "DQN with all its repairs"
     config = RainbowConfig
     keys = ('loss', 'q', 'target', 'noise')
-    loss: Callable[[Batch], tuple[Tensor, Tensor]]
+    loss: Callable[[Batch], tuple[Tensor, Tensor]]; z: Tensor
     step: Callable[[Batch, float], tuple[Tensor, Tensor]]
-    z: Tensor
 
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
