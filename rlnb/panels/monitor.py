@@ -54,7 +54,7 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
-    saving, fresh, stale, drawn = False, False, False, 0.     # was a checkpoint asked for? Does the curve, the pane lack something? When was the pane drawn?
+    saving, fresh, stale, drawn = False, False, False, 0.     # a checkpoint was asked for; the curve, the pane lack something; when it was drawn
     _live: Callable[[], list[str]]
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
