@@ -144,13 +144,12 @@ def row_of(have: dict[tuple, dict], c: Cell, seed: int) -> dict | None:
 
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
-    from rlnb.evaluation.stats import interval
+    from rlnb.evaluation.stats import estimate, mean as average
     lines, well, there = [f'{"agent":<9}{"world":<26}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
         rows = [row_of(have, c, s) for s in c.seeds]
         xs = [r[c.what]['mean'] for r in rows if r]
-        low, high = interval(xs) if xs else (0, 0)
-        mean = sum(xs)/len(xs) if xs else 0
+        mean, low, high = estimate(xs, average) if xs else (0., 0., 0.)
         met = {'each': min(xs, default=0), 'most': min(sorted(xs)[1:], default=0), 'low': low}.get(c.judge, mean) >= c.bar
         if c.judge == 'under': met = mean <= c.bar
         lacking = [str(s) for s, r in zip(c.seeds, rows) if not r]

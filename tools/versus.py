@@ -58,14 +58,14 @@ def read():
 
 def table(have, theirs):
     "Means with their intervals over seeds, and whether they overlap"
-    from rlnb.evaluation.stats import interval
+    from rlnb.evaluation.stats import estimate, mean
     lines, well = [f'{"agent":<6}{"world":<18}{"steps":>9}  {"rlnb: mean [95 %] n":<32}{"sb3: mean [95 %] n":<32}'], True
     for c in CELLS:
         said, ends = '', []
         for side in ('rlnb', 'sb3'):
             found = (have.get((c.world, c.steps, s, side, version(c, side, theirs))) for s in c.seeds)
             xs = [x for x in found if x is not None]
-            ends.append(interval(xs) if xs else (float('nan'),)*2)
+            ends.append(estimate(xs, mean)[1:] if xs else (float('nan'),)*2)
             said += f'{f"{sum(xs)/len(xs):.1f} [{ends[-1][0]:.1f}, {ends[-1][1]:.1f}] {len(xs)}" if xs else "none yet":<32}'
         (low, high), (their_low, their_high) = ends
         verdict = 'ours higher' if low > their_high else 'ours LOWER' if high < their_low else 'missing' if 'none' in said else 'overlap'
