@@ -47,6 +47,7 @@ from .steer import Control, Signals, Status
 from .team import joined, parted
 from .track import Profile, Progress, Record, say
 from .trainer import Trainer
+from .wandb import Wandb
 
 # %% ../../nbs/50_train/50_session.ipynb #b3b73395
 class Life:
@@ -134,7 +135,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver, limit=x.cost_limit)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
-    if x.tensorboard: cbs.append(Mirror())
+    cbs += [*[Mirror()]*x.tensorboard, *([Wandb(x.wandb)] if x.wandb else [])]
     if x.adapt:
         lr = at(x.agent_cfg.lr, 0.)      # type: ignore[attr-defined]
         cbs.append(Adapt(KLAdaptive(lr, lo=lr/100, hi=lr*100) if x.adapt == 'kl' else Plateau(lr)))
