@@ -131,8 +131,7 @@ def session_left(environ: Any = os.environ) -> float | None:
 # %% ../../nbs/80_panels/20_feed.ipynb #0b711f19
 class Watcher:
     "Calls panels now and then, from a thread"
-    every = .5          # seconds between two calls
-    patience = 5.       # and after one that failed
+    every, patience = .5, 5.    # seconds between two calls, and after one that failed
 
     def __init__(self) -> None:
         self.due: dict[Any, float] = {}                     # weak method → when

@@ -206,9 +206,8 @@ def fail(self: Life, e: BaseException) -> None:
         kept = point[0].name if point else ''
     except Exception as worse: cause += f' (and while that was written: {one_line(worse)})'
     if self.t is not None: step = self.t.step
-    error: dict[str, Any] = dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
-                                 card=card_of(e, self.t).to_dict())
-    error = redact(error)
+    error: dict[str, Any] = redact(dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
+                                 card=card_of(e, self.t).to_dict()))
     with suppress(DiskError): self.events.add('fail', step, **error)
     with suppress(DiskError): self.state.phase('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step=step, error=error)
 
