@@ -78,7 +78,7 @@ _OURS = {f'eval/{k}{part}' for k in ('return', 'length', 'success', 'cost', 'fea
 
 def own(feed: Feed) -> Html:
     "The metrics that somebody added: at each look, and at the end"
-    names = sorted(k for k in names_in(feed.rows.path) if k.startswith('eval/') and k not in _OURS) if feed.rows.path.is_file() else []
+    names = sorted(k for k in feed.rows.names() if k.startswith('eval/') and k not in _OURS)
     found = feed.run.result.get('metrics') or {}
     rows = [(k, v) for k, v in found.items() if f'eval/{k}' not in _OURS]
     return el('div', _small(feed, names, 4) if names else '', Html(table(rows, ['metric', 'at the end'], fmt='html')) if rows else '')
