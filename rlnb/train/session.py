@@ -40,6 +40,7 @@ from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
 from .found import mark, moved, probe, sealed, settled, unchanged
 from .guard import Guard, card_of
+from .memory import used
 from .mirror import Mirror
 from .save import Checkpoint
 from .standard import Adapt, Best, EarlyStop, Evaluate, Limit
@@ -179,12 +180,11 @@ def end(self: Life, episodes: int) -> None:
     point = resume_point(self.run.path)
     e = self.judged(episodes) if done and episodes else None
     score, own = (_score(e['return'], 'episodes'), measured(e, self.told)) if e else (None, {})
-    seconds = self.saver.facts(t)['seconds']
-    kept = self.run.at('latest').name if seal or point else ''
-    phase = 'finished' if done else 'stopped'
+    phase, seconds = 'finished' if done else 'stopped', self.saver.facts(t)['seconds']
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
-              'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own,
+              'checkpoint': self.run.at('latest').name if seal or point else '',
+              'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own, 'memory': used(t.buffer),
               'parameters': sum(p.numel() for p in t.agent.parameters())}
     for c in t.cbs.cbs:
         if hasattr(c, 'publish'): c.publish(t.durable)      # the last checkpoint came after the last of its moments
