@@ -23,7 +23,7 @@ from ..core.field import parse, valid
 from ..core.text import Html, si
 from .cards import fixes, minimal, shown
 from .feed import WATCHER, Feed, elapsed, goal, session_left
-from .markup import STYLE, badge, bar, el, facts, note, page, show, view
+from .markup import STYLE, badge, bar, drawers, el, facts, note, page, show, view
 from .live import LiveChart, at_once
 from .panes import PANES, marks, returns
 from .twin import Twin
@@ -46,7 +46,7 @@ def allowed(phase: str, waited: float = 0.) -> tuple[str, ...]:
     on = BUTTONS.get(phase, ())
     return (*on, 'kill') if waited > _GRACE and 'stop' in on else on
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #d49ee840
+# %% ../../nbs/80_panels/40_monitor.ipynb #139b42ea
 class Monitor:
     "A run, to be watched and steered"
     press: Callable[..., Any]
@@ -55,7 +55,7 @@ class Monitor:
     snapshot: Callable[[], None]
     twin: Any = None
     saving, fresh, stale, drawn = False, False, False, 0.     # a checkpoint was asked for; the curve, the pane lack something; when it was drawn
-    _live: Callable[[], list[str]]
+    doors: dict[str, Callable[[Run], Any]] = {}   # other panels on the same run, each in a drawer
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
     _ended: Callable[[str], None]
@@ -64,6 +64,7 @@ class Monitor:
     _typed: Callable[[], Any]
     _fixes: Callable[[str], None]
     _fix: Callable[..., None]
+    _setter: Callable[[], tuple[Any, Any, Any]]
 
     def __init__(self, run: Run | str, root: str | Path = 'runs'):
         import ipywidgets as w
@@ -77,24 +78,29 @@ class Monitor:
         self.share = w.FloatSlider(.05, min=0., max=.3, step=.01, description='smooth', readout_format='.0%', **slider)
         self.part = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='part, in %', **slider)
         self.which = w.ToggleButtons(options=list(PANES), style=w.ToggleButtonsStyle(button_width='82px'))
-        self.field = w.Dropdown(options=self._live(), layout=w.Layout(width='170px'))
-        self.entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
-        self.set = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
-        for k, b in dict(self.buttons, set=self.set).items(): b.on_click(lambda _, k=k: self.press(k))
+        for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.press(k))
         for part in (self.share, self.part, self.which): part.observe(lambda _: self.draw(force=True), 'value')
+        self.field, self.entry, self.set = self._setter()
         press = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap'))
+        below = drawers({k: partial(make, self.run) for k, make in self.doors.items()})
         self.box = w.VBox([view(STYLE), self.head, press, self.word, self.card, self.fixing, self.curve.box, w.HBox([self.share, self.part]),
-                           self.which, self.pane, w.HBox([self.field, self.entry, self.set]), self.foot], layout=w.Layout(width='720px'))
+                           self.which, self.pane, w.HBox([self.field, self.entry, self.set]), self.foot, below], layout=w.Layout(width='720px'))
         at_once(self.box)
         self.draw(force=True)
         WATCHER.follow(self.look)
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #3632c6a0
 @patch
-def _live(self: Monitor) -> list[str]:
-    "Settings that may be changed while it trains"
+def _setter(self: Monitor) -> tuple[Any, Any, Any]:
+    "Where a setting that may be changed while it trains is changed"
+    import ipywidgets as w
     x = self.run.config['experiment']
-    return live(find_agent(x['agent']).config.from_dict(x.get('agent_cfg') or {}))
+    names = live(find_agent(x['agent']).config.from_dict(x.get('agent_cfg') or {}))
+    field = w.Dropdown(options=names, layout=w.Layout(width='170px'))
+    entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
+    button = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
+    button.on_click(lambda _: self.press('set'))
+    return field, entry, button
 
 @patch
 def _foot(self: Monitor) -> Html:
