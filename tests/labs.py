@@ -73,4 +73,5 @@ def begin(page, address: str, notebook: str) -> None:
 
 
 def run_all(page) -> None:
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    "Begin to; a cell may last"
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
