@@ -454,9 +454,10 @@ def test_fault_07_a_process_that_sleeps_is_not_dead(quick):
 def test_fault_08_the_terminal_closes(quick):
     "A worker has a session of its own: a hang-up of the group that started it does not reach it"
     run = folder(quick, steps=10**9)
-    code = f'''import sys, time
+    code = f'''import signal, sys, time
 from pathlib import Path
 from rlnb.core.platform import popen_detached
+signal.signal(signal.SIGHUP, signal.SIG_DFL)       # whoever runs these tests may have it ignored: the worker would inherit that, and prove nothing
 p = popen_detached([sys.executable, '-m', 'rlnb.train.worker', {str(run.path)!r}], {str(run.path/"log.txt")!r})
 print(p.pid, flush=True)
 time.sleep(60)'''
@@ -464,7 +465,7 @@ time.sleep(60)'''
     pid = int(terminal.stdout.readline())
     until(lambda: run.phase == 'running')
     os.killpg(terminal.pid, signal.SIGHUP)
-    terminal.wait()
+    assert terminal.wait(20) == -signal.SIGHUP
     step = run.state['step']
     until(lambda: run.state['step'] > step)
     run.stop()

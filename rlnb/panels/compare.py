@@ -7,7 +7,7 @@ __all__ = ['arms', 'band', 'line_of', 'parent_of', 'difference', 'tree', 'Compar
 
 # %% ../../nbs/80_panels/45_compare.ipynb #20ae9d0c
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..evaluation.compare import compare, setting_differences, settings
 from ..evaluation.student import t_quantile
 from .chart import Curve, chart
 from .feed import WATCHER, Feed, goal
+from .live import LiveChart, at_once
 from .markup import STYLE, badge, el, note, page, show, view
 from .panes import smoothed
 from ..runs.curves import smooth
@@ -80,8 +81,9 @@ def tree(runs: Iterable[Run]) -> Html:
 # %% ../../nbs/80_panels/45_compare.ipynb #89e66cd9
 class Comparer:
     "Runs over each other, while they train"
-    draw: Any
-    look: Any
+    draw: Callable[[], None]
+    look: Callable[[], Any]
+    _tick: Callable[[], None]
 
     def __init__(self, runs: Iterable[Run | str | Path], root: str | Path = 'runs'):
         import ipywidgets as w
@@ -90,12 +92,16 @@ class Comparer:
         self.feeds, self.lock = [Feed(r) for r in self.runs], threading.RLock()
         self.names = list(arms(self.feeds))
         self.ticks = {n: w.Checkbox(value=True, description=n, indent=False, tooltip='draw it', layout=w.Layout(width='auto')) for n in self.names}
-        self.head, self.picture, self.gap, self.pane = view(), view(height='288px'), view(), view(height='238px', overflow='auto')
+        self.curve, self.foot = LiveChart(lambda: self.draw(), h=280), view()
+        self.head, self.picture, self.gap, self.pane = view(), self.curve.picture, view(), view(height='238px', overflow='auto')
         self.share = w.FloatSlider(.05, min=0., max=.3, step=.01, description='smooth', readout_format='.0%', continuous_update=False)
         self.which = w.ToggleButtons(options=['runs', 'verdict', 'settings', 'forks'], style=w.ToggleButtonsStyle(button_width='96px'))
-        for part in (*self.ticks.values(), self.share, self.which): part.observe(lambda _: self.draw(), 'value')
-        boxes = w.HBox(list(self.ticks.values()), layout=w.Layout(flex_flow='row wrap'))
-        self.box = w.VBox([view(STYLE), self.head, boxes, self.picture, self.gap, self.share, self.which, self.pane], layout=w.Layout(width='720px'))
+        for part in (self.share, self.which): part.observe(lambda _: self.draw(), 'value')
+        for part in self.ticks.values(): part.observe(lambda _: self._tick(), 'value')
+        self.boxes = w.HBox(list(self.ticks.values()), layout=w.Layout(flex_flow='row wrap'))
+        self.box = w.VBox([view(STYLE), self.head, self.boxes, self.curve.box, self.gap, self.share, self.which, self.pane, self.foot],
+                          layout=w.Layout(width='720px'))
+        at_once(self.box)
         self.draw()
         WATCHER.follow(self.look)
 
@@ -104,13 +110,20 @@ class Comparer:
 def draw(self: Comparer) -> None:
     "Everything anew"
     with self.lock:
+        if self.curve.hidden: return
         by = arms(self.feeds)
-        lines = [line_of(n, by[n], self.share.value, i) for i, n in enumerate(self.names) if self.ticks[n].value]
+        self.boxes.layout.display = 'none' if self.curve.on else None         # the legend takes their place
         show(self.head, page(*(el('span', badge(f.state['phase']), ' ', f.run.name, '  ') for f in self.feeds[:12])))
-        show(self.picture, page(chart(lines, 'return', h=280)))
+        self.curve.draw([line_of(n, by[n], self.share.value, i) for i, n in enumerate(self.names)], 'return')
         gap = difference(self.feeds, self.share.value)
         show(self.gap, page(chart([gap], 'fork − parent', h=130)) if gap else '')
         show(self.pane, page(_TABLES[self.which.value](self)))
+        show(self.foot, page(self.curve.words()))
+
+@patch
+def _tick(self: Comparer) -> None:
+    "A box was ticked"
+    with self.lock: self.curve.off = [i for i, n in enumerate(self.names) if not self.ticks[n].value]       # and that draws
 
 @patch
 def look(self: Comparer) -> Any:

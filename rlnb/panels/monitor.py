@@ -24,7 +24,8 @@ from ..core.text import Html, si
 from .cards import fixes, minimal, shown
 from .feed import WATCHER, Feed, elapsed, goal, session_left
 from .markup import STYLE, badge, bar, el, facts, note, page, show, view
-from .panes import PANES, returns
+from .live import LiveChart, at_once
+from .panes import PANES, marks, returns
 from .twin import Twin
 from ..runs.run import Run, find
 from ..train.experiment import find_agent
@@ -69,9 +70,9 @@ class Monitor:
         self.run = find(run, root)
         self.feed, self.lock, self.asked, self.said = Feed(self.run), threading.RLock(), 0., Html('')
         self.head, self.word, self.card = view(), view(min_height='30px'), view()
-        self.picture, self.pane = view(height='248px'), view(height='336px', overflow='auto')
+        self.curve, self.pane, self.foot = LiveChart(lambda: self.draw(force=True)), view(height='336px', overflow='auto'), view()
+        self.picture, self.fixing = self.curve.picture, w.HBox([])
         self.buttons = {k: w.Button(description=k.capitalize(), tooltip=tip, layout=w.Layout(width='96px')) for k, tip in _TIPS.items()}
-        for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.press(k))
         slider: dict[str, Any] = dict(continuous_update=False, layout=w.Layout(width='310px'))
         self.share = w.FloatSlider(.05, min=0., max=.3, step=.01, description='smooth', readout_format='.0%', **slider)
         self.part = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='part, in %', **slider)
@@ -79,12 +80,12 @@ class Monitor:
         self.field = w.Dropdown(options=self._live(), layout=w.Layout(width='170px'))
         self.entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
         self.set = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
-        self.set.on_click(lambda _: self.press('set'))
-        self.fixing = w.HBox([])
+        for k, b in dict(self.buttons, set=self.set).items(): b.on_click(lambda _, k=k: self.press(k))
         for part in (self.share, self.part, self.which): part.observe(lambda _: self.draw(force=True), 'value')
-        rows = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap')), w.HBox([self.share, self.part])
-        self.box = w.VBox([view(STYLE), self.head, rows[0], self.word, self.card, self.fixing, self.picture, rows[1], self.which, self.pane,
-                           w.HBox([self.field, self.entry, self.set]), view(self._foot())], layout=w.Layout(width='720px'))
+        press = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap'))
+        self.box = w.VBox([view(STYLE), self.head, press, self.word, self.card, self.fixing, self.curve.box, w.HBox([self.share, self.part]),
+                           self.which, self.pane, w.HBox([self.field, self.entry, self.set]), self.foot], layout=w.Layout(width='720px'))
+        at_once(self.box)
         self.draw(force=True)
         WATCHER.follow(self.look)
 
@@ -100,14 +101,14 @@ def _foot(self: Monitor) -> Html:
     "The way round a busy kernel"
     name, root = shlex.quote(self.run.name), shlex.quote(str(self.run.path.parent))
     words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}')
-    off = 'Core widgets only: the slider looks closer; hover, zoom with the mouse, and resting in a hidden tab are off.'
-    return page(el('div', *words, cls='rlnb-dim'), el('div', off, cls='rlnb-dim'))
+    return page(el('div', *words, cls='rlnb-dim'), self.curve.words())
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #378abcbf
+# %% ../../nbs/80_panels/40_monitor.ipynb #2666b119
 @patch
 def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
     "Bring the widgets up to date with the feed"
     with self.lock:
+        if self.curve.hidden: return                     # who comes back gets everything
         phase = self.feed.state['phase']
         show(self.head, self._head())
         on = allowed(phase, time.monotonic() - self.asked if self.asked else 0.)
@@ -122,11 +123,13 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
             x = self.feed.rows.cols['step']
             a, b = self.part.value
             within = (float(x[-1])*a/100, float(x[-1])*b/100) if len(x) and (a, b) != (0, 100) else None
-            show(self.picture, page(returns(self.feed, self.share.value, within)))
+            self.curve.draw(returns(self.feed, self.share.value), 'return', marks(self.feed), within)
         if force or turn:
             self.drawn, self.stale = time.monotonic(), False
             show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
+        show(self.foot, self._foot())
+        self.part.layout.display = 'none' if self.curve.on else None         # the chart itself looks closer
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #6b633129
 @patch
@@ -240,6 +243,7 @@ def _fixes(self: Monitor, phase: str) -> None:
         made.append(w.Button(description='Notebook', tooltip='write failure.ipynb, which begins where it failed', layout=w.Layout(width='auto')))
         made[-1].on_click(self._fix)
     self.fixing.children = made
+    at_once(self.fixing)
 
 @patch
 def _fix(self: Monitor, *what: Any) -> None:

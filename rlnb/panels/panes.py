@@ -19,7 +19,7 @@ from .feed import Feed
 from .markup import bar, el
 from ..runs.curves import smooth
 
-# %% ../../nbs/80_panels/30_panes.ipynb #9d37664e
+# %% ../../nbs/80_panels/30_panes.ipynb #95a06db1
 _DONE = dict(set='set', pause='paused', resume='resumed', fork='forked here', extend='more steps', fail='failed', fallback='a damaged checkpoint')
 
 def marks(feed: Feed) -> list[tuple[float, str]]:
@@ -36,13 +36,11 @@ def smoothed(name: str, x: np.ndarray, y: np.ndarray, share: float = .05, at: in
     spread = np.sqrt(np.maximum(smooth(flat**2, share=share) - mean**2, 0.))*1.96/np.sqrt(np.minimum(k, np.arange(1, len(y) + 1)))
     return Curve(name, x, np.where(known, mean, np.inf), mean - spread, mean + spread, faint=y, at=at)
 
-def returns(feed: Feed, share: float = .05, within: tuple[float, float] | None = None) -> Html:
-    "The curve that everybody looks at first"
+def returns(feed: Feed, share: float = .05) -> list[Curve]:
+    "The curves that everybody looks at first"
     feed.rows.ask('episode/return', 'eval/return')
-    curves = [smoothed('training', *feed.rows.get('episode/return'), share)]
     x, y = feed.rows.get('eval/return')
-    if len(x): curves.append(Curve('greedy', x, y, at=1))
-    return chart(curves, 'return', marks=marks(feed), within=within)
+    return [smoothed('training', *feed.rows.get('episode/return'), share), *([Curve('greedy', x, y, at=1)] if len(x) else [])]
 
 # %% ../../nbs/80_panels/30_panes.ipynb #9b72d68b
 def _small(feed: Feed, keys: list[str], n: int = 6) -> Html:

@@ -76,6 +76,7 @@ def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def resolve(said: Mapping[str, Any], presets: bool = True) -> Experiment:
     "The experiment that was said, from its preset on"
     agent, env = said.get('agent', 'ppo'), said.get('env', 'rlnb/CartPole-v1')
+    if not isinstance(agent, str): raise BadInput('agent', f'a {type(agent).__name__}', "the name of one")
     return Experiment.from_dict(merged(preset(agent, env) if presets and isinstance(env, str) else {}, said))
 
 # %% ../../nbs/50_train/40_experiment.ipynb #a187c8df

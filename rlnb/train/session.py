@@ -44,6 +44,7 @@ from .mirror import Mirror
 from .save import Checkpoint
 from .standard import Adapt, Best, EarlyStop, Evaluate, Limit
 from .steer import Control, Signals, Status
+from .team import joined, parted
 from .track import Profile, Progress, Record, say
 from .trainer import Trainer
 
@@ -90,7 +91,7 @@ def begin(self: Life, rescale: bool = False) -> None:
     for line in set_aside(self.run.path, self.damaged):
         self.told(line)
         self.events.add('fallback', self.facts.get('step', 0), cause=line)
-    t = self.t = self.t or build(settled(self.run, self.exp), **self.world)
+    t = self.t = joined(self.t or build(settled(self.run, self.exp), **self.world), self.run)
     found = probe(self.run, self.exp, t)
     self.exp = settled(self.run, self.exp)
     t.run, t.cbs = self.run.path, Callbacks(self.callbacks(found))
@@ -212,8 +213,8 @@ def fail(self: Life, e: BaseException) -> None:
 
 @patch
 def close(self: Life) -> None:
-    "Let go of worlds and files"
-    if self.t is not None: self.t.env.close()
+    "Let go of ranks, worlds and files"
+    parted(self.t)
     if hasattr(self, 'saver'): self.saver.tape.close()
     self.events.close()
 
