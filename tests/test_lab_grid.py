@@ -86,7 +86,7 @@ class Notebook:
             await f.done; return out }""").strip())
 
 
-POINTS = '() => Math.max(0, ...[...document.querySelectorAll(".jp-OutputArea-output svg[data-points]")].filter(e => e.getBoundingClientRect().height > 200).map(e => Number(e.dataset.points)))'
+POINTS = '() => Math.max(0, ...[...document.querySelectorAll(".jp-OutputArea-output .rlnb-live[data-points], .jp-OutputArea-output svg[data-points]")].filter(e => e.getBoundingClientRect().height > 200).map(e => Number(e.dataset.points)))'
 
 
 def until(f, seconds=120.):
@@ -183,7 +183,7 @@ def test_a_cell_is_busy(nb):
     assert nb.busy()
     nb.shot('busy')
     command = nb.page.evaluate(f'[...document.querySelectorAll(".jp-OutputArea-output code")].map(e => e.innerText).find(t => t.startsWith({words!r}))').split()
-    r = subprocess.run([sys.executable, '-m', 'rlnb.cli', *command[1:]], cwd=nb.work, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, '-c', 'import sys; from rlnb.cli import main; sys.exit(main(sys.argv[1:]))', *command[1:]], cwd=nb.work, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120)
     assert r.returncode == 0, r.stderr
     nb.badge('stopped')
     assert nb.busy() and find('busy', nb.work / 'runs').phase == 'stopped'
@@ -234,6 +234,8 @@ def test_a_notebook_is_closed_and_opened_again(nb):
     nb.grows()
     run = find('closed', nb.work / 'runs')
     pid = run.state['pid']
+    nb.wait('() => document.querySelectorAll(".rlnb-twin img").length === 2')     # the still pictures have a curve by now; they are hidden
+    assert not nb.page.locator('.rlnb-twin').first.is_visible()
     nb.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
     nb.page.evaluate('jupyterapp.shell.currentWidget.context.sessionContext.shutdown()')
     nb.page.goto('about:blank')
@@ -242,7 +244,7 @@ def test_a_notebook_is_closed_and_opened_again(nb):
     nb.text('run this cell again to get the live panel')
     nb.shot('without')
     assert not nb.page.locator('.jp-OutputArea-output button.jupyter-button').count()
-    assert nb.page.locator('.jp-OutputArea-output .rlnb-twin').first.is_visible()
+    assert nb.page.locator('.rlnb-twin').first.is_visible() and nb.page.locator('.rlnb-twin img').first.is_visible()
     again = nb.page.locator('.jp-CodeCell').nth(2)
     again.click()
     nb.page.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 0")
