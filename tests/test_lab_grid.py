@@ -256,3 +256,26 @@ def test_a_notebook_is_closed_and_opened_again(nb):
     nb.text('checkpoint saved at step')
     nb.shot('with')
     assert run.phase == 'stopped'
+
+
+def test_without_a_mouse(nb):
+    "Enter presses; the button that went off hands the focus to one that is on; Space presses that; Tab leads on"
+    nb.write("run = launch('ppo', steps=10**9, name='keys')\nPanel(run)")
+    nb.open()
+    nb.run_all()
+    nb.badge('running')
+    nb.grows()
+    focus = 'document.activeElement.closest("button.jupyter-button:not([disabled])")?.innerText'
+    nb.button('Pause').focus()
+    nb.page.keyboard.press('Enter')
+    nb.badge('paused')
+    nb.wait(f'() => {focus} === "Continue"')
+    nb.page.keyboard.press('Space')
+    nb.badge('running')
+    nb.wait(f'() => {focus} === "Pause"')
+    nb.page.keyboard.press('Tab')
+    assert nb.page.evaluate(focus) == 'Checkpoint'
+    nb.page.keyboard.press('Tab')
+    nb.page.keyboard.press('Enter')
+    nb.text('checkpoint saved at step')
+    assert find('keys', nb.work / 'runs').phase == 'stopped'
