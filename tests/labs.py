@@ -73,7 +73,8 @@ def begin(page, address: str, notebook: str) -> None:
 
 
 def run_all(page) -> None:
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    "Begin to; a cell may last"
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
 
 
 # ---- the live chart

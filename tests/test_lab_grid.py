@@ -11,7 +11,7 @@ from pathlib import Path
 import labs
 import nbformat
 import pytest
-import rlnb.runs.keep     # noqa: F401  gives a run its checkpoints
+import rlnb.runs.control     # noqa: F401  gives a run its commands
 from conftest import ROOT
 
 from rlnb.runs.run import find, runs
@@ -19,6 +19,7 @@ from rlnb.runs.state import LIVE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 WAIT = 120_000          # milliseconds, for what never comes
+BUSY = 'import time\nfrom pathlib import Path\nwhile not Path("go").exists(): time.sleep(.1)'
 BEGIN = f'import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom rlnb.all import *\n'
 
 
@@ -69,6 +70,10 @@ class Notebook:
 
     def button(self, word, i=-1): return self.page.locator(f'.jp-OutputArea-output button.jupyter-button:has-text("{word}"):not([disabled])').nth(i)
     def press(self, word, i=-1): self.button(word, i).click(timeout=WAIT)
+    def busy(self):
+        "Is a cell running?"
+        return any(p.inner_text() == '[*]:' for p in self.page.locator('.jp-InputPrompt').all())
+
     def shot(self, what):
         if where := os.environ.get('RLNB_SHOTS'): self.page.screenshot(path=str(Path(where) / f'{self.name}-{what}.png'))
 
@@ -81,7 +86,7 @@ class Notebook:
             await f.done; return out }""").strip())
 
 
-POINTS = '() => Math.max(0, ...[...document.querySelectorAll(".jp-OutputArea-output svg[data-points]")].filter(e => e.getBoundingClientRect().height > 200).map(e => Number(e.dataset.points)))'
+POINTS = '() => Math.max(0, ...[...document.querySelectorAll(".jp-OutputArea-output .rlnb-live[data-points], .jp-OutputArea-output svg[data-points]")].filter(e => e.getBoundingClientRect().height > 200).map(e => Number(e.dataset.points)))'
 
 
 def until(f, seconds=120.):
@@ -155,7 +160,7 @@ def test_a_run_that_fails(nb):
     nb.text('what shows it')
     nb.text('traceback')
     nb.shot('card')
-    folded = nb.page.evaluate('[...document.querySelectorAll(".rlnb-note.bad details")].map(e => e.open)')
+    folded = nb.page.evaluate('[...document.querySelectorAll(".rlnb-note.bad details")].filter(e => e.offsetParent).map(e => e.open)')
     assert folded == [False, False]
     assert nb.page.locator('.jp-OutputArea-output button:has-text("Resume"):not([disabled])').count()
     nb.page.locator('.jp-OutputArea-output button:has-text("Fork:")').first.click()
@@ -166,7 +171,7 @@ def test_a_run_that_fails(nb):
 
 def test_a_cell_is_busy(nb):
     "While a cell runs the panel goes on; the way round the kernel stands there from the start, and works"
-    nb.write("run = launch('ppo', steps=10**9, name='busy')\nPanel(run)", 'import time\nwhile not Path("go").exists(): time.sleep(.1)')
+    nb.write("run = launch('ppo', steps=10**9, name='busy')\nPanel(run)", BUSY)
     (nb.work / 'go').unlink(missing_ok=True)
     nb.open()
     nb.run_all()
@@ -175,19 +180,19 @@ def test_a_cell_is_busy(nb):
     nb.text(words)
     nb.grows()
     nb.grows()                                    # the second cell is running all the while
-    assert nb.page.query_selector('.jp-Notebook-ExecutionIndicator[data-status="busy"]')
+    assert nb.busy()
     nb.shot('busy')
     command = nb.page.evaluate(f'[...document.querySelectorAll(".jp-OutputArea-output code")].map(e => e.innerText).find(t => t.startsWith({words!r}))').split()
-    r = subprocess.run([sys.executable, '-m', 'rlnb.cli', *command[1:]], cwd=nb.work, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, '-c', 'import sys; from rlnb.cli import main; sys.exit(main(sys.argv[1:]))', *command[1:]], cwd=nb.work, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120)
     assert r.returncode == 0, r.stderr
     nb.badge('stopped')
-    assert nb.page.query_selector('.jp-Notebook-ExecutionIndicator[data-status="busy"]') and find('busy', nb.work / 'runs').phase == 'stopped'
+    assert nb.busy() and find('busy', nb.work / 'runs').phase == 'stopped'
     (nb.work / 'go').touch()
 
 
 def test_a_press_while_a_cell_is_busy(nb):
     "Stop is heard at the latest when the cell has ended"
-    nb.write("run = launch('ppo', steps=10**9, name='late')\nPanel(run)", 'import time\nwhile not Path("go").exists(): time.sleep(.1)')
+    nb.write("run = launch('ppo', steps=10**9, name='late')\nPanel(run)", BUSY)
     (nb.work / 'go').unlink(missing_ok=True)
     nb.open()
     nb.run_all()
@@ -195,6 +200,7 @@ def test_a_press_while_a_cell_is_busy(nb):
     nb.grows()
     nb.press('Stop')
     nb.page.wait_for_timeout(1000)
+    assert nb.busy()
     (nb.work / 'go').touch()
     nb.text('checkpoint saved at step')
     assert find('late', nb.work / 'runs').phase == 'stopped'
@@ -228,6 +234,8 @@ def test_a_notebook_is_closed_and_opened_again(nb):
     nb.grows()
     run = find('closed', nb.work / 'runs')
     pid = run.state['pid']
+    nb.wait('() => document.querySelectorAll(".rlnb-twin img").length === 2')     # the still pictures have a curve by now; they are hidden
+    assert not nb.page.locator('.rlnb-twin').first.is_visible()
     nb.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
     nb.page.evaluate('jupyterapp.shell.currentWidget.context.sessionContext.shutdown()')
     nb.page.goto('about:blank')
@@ -236,7 +244,7 @@ def test_a_notebook_is_closed_and_opened_again(nb):
     nb.text('run this cell again to get the live panel')
     nb.shot('without')
     assert not nb.page.locator('.jp-OutputArea-output button.jupyter-button').count()
-    assert nb.page.locator('.jp-OutputArea-output .rlnb-twin').first.is_visible()
+    assert nb.page.locator('.rlnb-twin').first.is_visible() and nb.page.locator('.rlnb-twin img').first.is_visible()
     again = nb.page.locator('.jp-CodeCell').nth(2)
     again.click()
     nb.page.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 0")
@@ -248,3 +256,26 @@ def test_a_notebook_is_closed_and_opened_again(nb):
     nb.text('checkpoint saved at step')
     nb.shot('with')
     assert run.phase == 'stopped'
+
+
+def test_without_a_mouse(nb):
+    "Enter presses; the button that went off hands the focus to one that is on; Space presses that; Tab leads on"
+    nb.write("run = launch('ppo', steps=10**9, name='keys')\nPanel(run)")
+    nb.open()
+    nb.run_all()
+    nb.badge('running')
+    nb.grows()
+    focus = 'document.activeElement.closest("button.jupyter-button:not([disabled])")?.innerText'
+    nb.button('Pause').focus()
+    nb.page.keyboard.press('Enter')
+    nb.badge('paused')
+    nb.wait(f'() => {focus} === "Continue"')
+    nb.page.keyboard.press('Space')
+    nb.badge('running')
+    nb.wait(f'() => {focus} === "Pause"')
+    nb.page.keyboard.press('Tab')
+    assert nb.page.evaluate(focus) == 'Checkpoint'
+    nb.page.keyboard.press('Tab')
+    nb.page.keyboard.press('Enter')
+    nb.text('checkpoint saved at step')
+    assert find('keys', nb.work / 'runs').phase == 'stopped'

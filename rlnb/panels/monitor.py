@@ -46,7 +46,7 @@ def allowed(phase: str, waited: float = 0.) -> tuple[str, ...]:
     on = BUTTONS.get(phase, ())
     return (*on, 'kill') if waited > _GRACE and 'stop' in on else on
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #139b42ea
+# %% ../../nbs/80_panels/40_monitor.ipynb #1a810759
 class Monitor:
     "A run, to be watched and steered"
     press: Callable[..., Any]
@@ -54,7 +54,7 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
-    saving, fresh, stale, drawn = False, False, False, 0.     # a checkpoint was asked for; the curve, the pane lack something; when it was drawn
+    saving, fresh, stale, drawn, shown, due = False, False, False, 0., 0., 0.     # asked to save; curve, pane lack something; times
     doors: dict[str, Callable[[Run], Any]] = {}   # other panels on the same run, each in a drawer
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
@@ -106,7 +106,8 @@ def _setter(self: Monitor) -> tuple[Any, Any, Any]:
 def _foot(self: Monitor) -> Html:
     "The way round a busy kernel"
     name, root = shlex.quote(self.run.name), shlex.quote(str(self.run.path.parent))
-    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}')
+    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}'), \
+        '. Buttons that are marked as broken belong to a kernel that is gone: run this cell again, the run goes on.'
     return page(el('div', *words, cls='rlnb-dim'), self.curve.words())
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #2666b119
@@ -143,6 +144,9 @@ def look(self: Monitor) -> Any:
     "What the watcher calls: look for what is new and draw it; seldom, once the run has ended"
     with self.lock:
         self.draw(self._news())
+        if self.twin and time.monotonic() > self.due:
+            self.due = 2*time.monotonic() - self.shown
+            threading.Thread(target=self.snapshot, daemon=True).start()
         return None if self.fresh or self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
 
 @patch
@@ -268,7 +272,8 @@ def _ipython_display_(self: Monitor) -> None:
     from IPython.display import display
 
     display(self.box)
-    self.twin = display(Twin(self.run), display_id=True)
+    self.twin, self.shown = display(Twin(self.run), display_id=True), time.monotonic()
+    self.due = self.shown + 5
 
 @patch
 def snapshot(self: Monitor) -> None:
