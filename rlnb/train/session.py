@@ -36,6 +36,8 @@ from ..runs.keep import Keeper, manifest, resume_point, set_aside
 from ..runs.run import Run, create, find
 from ..runs.state import State
 from ..runs.tape import fill, wound
+
+# %% ../../nbs/50_train/50_session.ipynb #5a8eae90
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
 from .found import mark, moved, probe, sealed, settled, unchanged
