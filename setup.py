@@ -12,7 +12,8 @@ cfg = ini['DEFAULT']
 core = ['torch>=2.6', 'numpy>=1.26', 'gymnasium>=1.1', 'ipywidgets>=7.7', 'matplotlib>=3.7', 'safetensors>=0.4', 'pyyaml>=6.0',
         'psutil>=5.9', 'fastcore>=1.7']
 extras = {
-    'lab': ['jupyterlab>=4.2', 'papermill>=2.6', 'optuna>=4.0', 'optuna-dashboard>=0.16', 'tensorboard>=2.16', 'ipykernel>=6.29'],
+    'lab': ['jupyterlab>=4.2', 'papermill>=2.6', 'optuna>=4.0', 'optuna-dashboard>=0.16', 'tensorboard>=2.16', 'ipykernel>=6.29',
+            'anywidget>=0.9'],
     'mujoco': ['gymnasium[mujoco]>=1.1', 'mujoco>=3.3.7'],
     'robotics': ['gymnasium-robotics>=1.4.2', 'mujoco>=3.3.7,<3.12'],   # robotics 1.4.2 breaks on mujoco 3.12
     'box2d': ['gymnasium[box2d]>=1.1'],
@@ -49,7 +50,7 @@ setup(
     python_requires='>=' + cfg['min_python'], install_requires=core, extras_require=extras,
     cmdclass=dict(build_py=Build),
     packages=find_packages(include=['rlnb', 'rlnb.*']), include_package_data=False,
-    package_data={'rlnb': ['*.mplstyle', 'py.typed', 'presets/*.yaml']}, zip_safe=False,
+    package_data={'rlnb': ['*.mplstyle', 'py.typed', 'presets/*.yaml', 'panels/*.js']}, zip_safe=False,
     entry_points={'console_scripts': ['rlnb=rlnb.cli:main'], 'nbdev': ['rlnb=rlnb._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Intended Audience :: Developers',
                  'Operating System :: OS Independent', 'Framework :: Jupyter', 'Topic :: Scientific/Engineering :: Artificial Intelligence',

@@ -34,7 +34,7 @@ def lab(work: Path, home: Path):
     with open(home / 'log', 'w') as log:
         p = subprocess.Popen(argv, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=work)
     try:
-        end, address = time.monotonic() + 90, ''
+        end, address = time.monotonic() + 240, ''
         while time.monotonic() < end and not address:
             time.sleep(.3)
             for f in home.glob('**/jpserver-*.json'):
@@ -73,4 +73,25 @@ def begin(page, address: str, notebook: str) -> None:
 
 
 def run_all(page) -> None:
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    "Begin to; a cell may last"
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+
+
+# ---- the live chart
+def drawn(page):
+    "What the chart says of itself, once it is painted"
+    return page.evaluate('() => new Promise(f => requestAnimationFrame(() => requestAnimationFrame(() => f({...document.querySelector(".rlnb-live").dataset}))))')
+
+
+def span(page):
+    "The part of the axis in sight"
+    return [float(v) for v in drawn(page)['range'].split(',')]
+
+
+def tip(page): return page.locator('.rlnb-tip').inner_text()
+
+
+def at(page, share, down=.5):
+    "A place in the plot, as a share of its width"
+    b = page.locator('.rlnb-live > svg').bounding_box()
+    return b['x'] + 52 + share * (680 - 64), b['y'] + down * b['height']

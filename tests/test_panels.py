@@ -11,15 +11,25 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures('watched')
 PAGES = sorted((ROOT / 'rlnb' / 'panels').glob('*.py'))
 
 
-def until(f, seconds=60., what=''):
+def until(f, seconds=120., what=''):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if f(): return
         time.sleep(.05)
     raise AssertionError(what or 'it did not happen')
+
+
+def in_thread(f):
+    "Run it beside; `.done()` waits and raises what it raised"
+    from concurrent.futures import ThreadPoolExecutor
+    pool = ThreadPoolExecutor(1)
+    job = pool.submit(f)
+    pool.shutdown(wait=False)
+    return job
 
 
 # ---- one door for markup
@@ -90,26 +100,23 @@ def long(tmp_path):
     with (run.path / 'metrics.jsonl').open('w') as f:
         for i, (r, k) in enumerate(rng.normal(size=(50_000, 2))):
             ret = dict(mean=r, min=r - 1, max=r + 1, n=3)
-            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, 'learn/loss': k, 'learn/entropy': abs(k)}) + '\n')
+            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, **{f'learn/{name}': n*k for n, name in enumerate(('loss', 'entropy', 'kl', 'lr', 'clipped', 'value'))}}) + '\n')
     return run
 
 
 def test_a_refresh_of_a_long_run_stays_small(long):
-    "At fifty thousand rows: at most ten kilobytes a refresh, and a few hundredths of a second of the kernel's time"
+    "At fifty thousand rows: at most ten kilobytes a refresh (what it costs in time is measured by tools/panels.py)"
     from rlnb.panels.monitor import Monitor
     panel = Monitor(long)
-    sent, cost = [], []
-    for i in range(5):
-        with (long.path / 'metrics.jsonl').open('a') as f: f.write(json.dumps({'step': 60_000_000 + i, 'iter': i, 'episode/return': dict(mean=1., min=0, max=2, n=1)}) + '\n')
+    sent: list[int] = []
+    for i in range(6):
+        panel.drawn = time.monotonic() if i % 2 else 0.                         # the turn of the curve, of the pane
+        more = {f'learn/{k}': .5*i for k in ('loss', 'entropy', 'kl', 'lr', 'clipped', 'value')}
+        with (long.path / 'metrics.jsonl').open('a') as f: f.write(json.dumps({'step': 60_000_000 + i, 'iter': i, 'episode/return': dict(mean=1., min=0, max=2, n=1), **more}) + '\n')
         before = {id(w): w.value for w in (panel.head, panel.picture, panel.pane, panel.word)}
-        then = time.process_time()
         panel.look()
-        cost.append(time.process_time() - then)
-        sent.append(sum(len(w.value) for w in (panel.head, panel.picture, panel.pane, panel.word) if w.value != before[id(w)]))
-    panel.look()
-    assert max(sent) < 22_000 and np.median(sent) > 0, sent                   # head, curve with its noise and band, and six small curves
-    assert len(panel.picture.value) < 12_000
-    assert np.median(cost) < .15, cost
+        sent.append(sum(len(w.value.encode()) for w in (panel.head, panel.picture, panel.pane, panel.word) if w.value != before[id(w)]))
+    assert max(sent) <= 10_000 and min(sent) > 4_000, sent                    # the curve with its noise and band, or six small curves, and the head
 
 
 def test_nothing_new_sends_nothing(long):
@@ -120,6 +127,151 @@ def test_nothing_new_sends_nothing(long):
     for w in (panel.picture, panel.pane, panel.word, panel.card): w.observe(lambda c: changed.append(c), 'value')
     for _ in range(5): panel.look()
     assert not changed
+
+
+@pytest.fixture
+def page(monkeypatch):
+    "A page that can draw scripts, as far as the kernel can tell; `hello` and `hidden` come on a thread of their own, as in JupyterLab"
+    import ipywidgets
+
+    from rlnb.panels import live
+    monkeypatch.setattr(live, '_anywidget', lambda: ipywidgets.DOMWidget)
+    return lambda panel, kind, name='a': in_thread(lambda: panel.curve._hear(None, dict(kind=kind, view=name))).result(10)
+
+
+def append(run, i):
+    with (run.path / 'metrics.jsonl').open('a') as f: f.write(json.dumps({'step': 60_000_000 + i, 'iter': i, 'episode/return': dict(mean=1., min=0, max=2, n=1)}) + '\n')
+
+
+def test_a_refresh_of_the_live_chart_stays_small(long, page):
+    "At fifty thousand rows, and for ten of them over each other: at most ten kilobytes a refresh; of a part, its own rows"
+    from rlnb.panels.compare import Comparer, line_of
+    from rlnb.panels.monitor import Monitor
+    panel = Monitor(long)
+    page(panel, 'hello')
+    for i in range(3):
+        append(long, i)
+        then = time.process_time()
+        panel.look()
+        assert time.process_time() - then < .3
+        assert 4_000 < len(json.dumps(panel.curve.touch.spec)) + len(panel.curve.touch.data) < 7_000
+    many = Comparer([long])
+    page(many, 'hello')
+    many.curve.draw([line_of(f'run {i}', many.feeds, .05, i) for i in range(10)], 'return')
+    assert len(many.curve.touch.spec['curves']) == 10 and len(json.dumps(many.curve.touch.spec)) + len(many.curve.touch.data) < 12_000
+    panel.curve.touch.within = [1e6, 1.1e6]
+    assert panel.curve.touch.spec['first'] == 1e6 and panel.curve.touch.spec['curves'][0]['line'] > 90
+
+
+def test_a_hidden_panel_sends_nothing(long, page):
+    "Nobody looks: rows, clicks from Python and the watcher change no widget; one view of two is enough to go on; who comes back gets everything"
+    from rlnb.panels.monitor import Monitor
+    panel = Monitor(long)
+    page(panel, 'hello')
+    page(panel, 'hello', 'b')
+    assert panel.picture.value == '' and panel.part.layout.display == 'none' and 'double click' in panel.foot.value
+    page(panel, 'hidden')
+    append(long, 1)
+    panel.look()
+    seen = panel.curve.touch.spec['points']
+    page(panel, 'hidden', 'b')
+    sent, todo = [], [panel.box]
+    while todo:
+        w = todo.pop()
+        todo += getattr(w, 'children', ())
+        w.observe(lambda c: sent.append(c['name']))
+    for i in range(2, 5):
+        append(long, i)
+        panel.look()
+        panel.draw(force=True)
+    assert not sent
+    page(panel, 'hello', 'b')
+    assert panel.curve.touch.spec['points'] == seen + 3 and 'spec' in sent and 'data' in sent
+
+
+# ---- two threads: the watcher's looks, the kernel's draws
+def rows(path, n, first=0):
+    with path.open('a') as f: f.writelines(json.dumps({'step': i, 'a': float(i), 'b': -float(i)}) + '\n' for i in range(first, first + n))
+
+
+def test_a_column_is_read_while_rows_arrive(tmp_path):
+    "Steps and values of a column belong together, whatever the watcher's thread puts in place between two lines of the reader"
+    from rlnb.panels.feed import Tail
+    rows(tmp_path / 'rows', 3)
+    tail = Tail(tmp_path / 'rows')
+    tail.ask('a')
+
+    class Columns(dict):
+        def __getitem__(self, k):                   # just then the other thread comes by, and finds a new row
+            found = super().__getitem__(k)
+            rows(tmp_path / 'rows', 1, 3)
+            in_thread(tail.poll).result(10)
+            return found
+    tail.cols = Columns(tail.cols)
+    assert [v.tolist() for v in tail.get('a')] == [[0, 1, 2]]*2
+    assert len(tail.get('a')[0]) > 3
+
+
+def test_a_column_asked_for_during_a_poll_is_kept(tmp_path, monkeypatch):
+    "A poll that is in the middle of reading and a question for another column: no column is lost, no row comes twice"
+    from threading import Event
+
+    from rlnb.panels import feed
+    rows(tmp_path / 'rows', 3)
+    tail = feed.Tail(tmp_path / 'rows')
+    tail.ask('a')
+    rows(tmp_path / 'rows', 2, 3)
+    reading, asked, columns = Event(), Event(), feed.columns
+
+    def slow(*args):
+        found = columns(*args)
+        reading.set()
+        asked.wait(.5)
+        return found
+    monkeypatch.setattr(feed, 'columns', slow)
+    job = in_thread(tail.poll)
+    reading.wait(5)
+    tail.ask('b')
+    asked.set()
+    job.result()
+    tail.poll()
+    assert tail.cols['step'].tolist() == [0, 1, 2, 3, 4] and tail.get('b')[1].tolist() == [0, -1, -2, -3, -4]
+
+
+def test_who_is_followed_while_being_looked_at_is_looked_at_again(watched):
+    "A look that ends with `False`, while somebody asks for another one; and a thread that is about to end is not relied on"
+    from threading import Event
+
+    class Panel:
+        n, inside, go = 0, Event(), Event()
+        def look(self):
+            self.n += 1
+            self.inside.set()
+            self.go.wait(5)
+            return False
+    p = Panel()
+    watched.follow(p.look)
+    p.inside.wait(5)
+    watched.follow(p.look)
+    p.go.set()
+    until(lambda: p.n == 2, 5, 'the second wish was lost')
+    for n in range(3, 20):
+        watched.follow(p.look)
+        until(lambda n=n: p.n >= n, 5, 'nobody looks any more')
+
+
+def test_a_press_does_not_swallow_what_the_watcher_would_have_said(tmp_path, monkeypatch):
+    "A run ends between two looks, and a button's poll is the first that sees it: the panel still says where the checkpoint is"
+    from rlnb.core.io import write_json
+    from rlnb.panels.monitor import Monitor
+    from rlnb.train.session import train
+    run = train('ppo', steps=4096, root=tmp_path, name='x', progress=False, episodes=5)
+    ended = run.state
+    write_json(run.path / 'state.json', ended | dict(phase='stopping'))
+    panel = Monitor(run)
+    monkeypatch.setattr(panel, '_do', lambda what: write_json(run.path / 'state.json', ended))
+    panel.press('stop')
+    assert 'finished · checkpoint saved at step 4,096' in panel.word.value
 
 
 # ---- what it survives
@@ -149,7 +301,7 @@ def test_a_run_outlives_interrupt_restart_and_death_of_the_kernel(kernel, tmp_pa
     assert say(kc, begin).strip() == '1'
     run = find('alive', tmp_path)
     try:
-        until(lambda: run.phase == 'running', 90, run.log(5))
+        until(lambda: run.phase == 'running')
         pid, step = run.state['pid'], 0
         again = f'from rlnb.panels.panel import Panel\np = Panel("alive", {str(tmp_path)!r})\nprint(p.feed.state["phase"], p.feed.state["pid"])'
         for blow in ('interrupt', 'restart', 'kill'):
@@ -160,14 +312,12 @@ def test_a_run_outlives_interrupt_restart_and_death_of_the_kernel(kernel, tmp_pa
                 kc.wait_for_ready(timeout=60)
             phase, seen = say(kc, again).split()
             assert (phase, int(seen)) == ('running', pid), blow
-            until(lambda step=step: run.state["step"] > step, 30, f'it stood still after {blow}')
+            until(lambda step=step: run.state["step"] > step, what=f'it stood still after {blow}')
             step = run.state['step']
         assert len(list(tmp_path.glob('*/config.json'))) == 1                  # nobody began a second one
-        then = time.monotonic()
-        say(kc, '1 + 1')
-        assert time.monotonic() - then < 2                                     # the kernel is free while it trains
+        say(kc, '1 + 1')                                                       # the kernel is free while it trains
         say(kc, 'p.buttons["stop"].click()')
-        until(lambda: run.phase == 'stopped', 60)
+        until(lambda: run.phase == 'stopped')
     finally:
         if run.phase not in ('stopped', 'finished'): run.kill()
 

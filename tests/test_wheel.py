@@ -25,6 +25,8 @@ def test_wheel_works_from_another_folder(wheel, tmp_path):
     learn = 'from rlnb.panels.lab import copied; print(*(f.name for f in copied("learn")))'
     r = subprocess.run([sys.executable, '-c', learn], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert r.returncode == 0 and '10_quickstart.ipynb' in r.stdout and (tmp_path / 'learn' / '10_quickstart.ipynb').exists(), r.stderr
+    script = 'from rlnb.panels import live; print(len((live.files("rlnb")/"panels"/"live.js").read_text()))'
+    assert int(subprocess.run([sys.executable, '-c', script], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout) > 1000
     subprocess.run([sys.executable, '-c', "import matplotlib.pyplot as plt; plt.style.use('rlnb.plot')"], cwd=tmp_path, env=env, check=True)
 
 

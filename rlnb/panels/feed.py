@@ -6,6 +6,7 @@
 __all__ = ['WATCHER', 'Tail', 'Feed', 'goal', 'elapsed', 'session_left', 'Watcher']
 
 # %% ../../nbs/80_panels/20_feed.ipynb #7d0c66aa
+import math
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import RlnbError, one_line
-from ..runs.curves import columns
+from ..runs.curves import columns, names_in
 from ..runs.glance import glance
 from ..runs.run import Run
 import rlnb.runs.keep     # noqa: F401  gives `Run` its checkpoints
@@ -26,10 +27,16 @@ import rlnb.runs.keep     # noqa: F401  gives `Run` its checkpoints
 # %% ../../nbs/80_panels/20_feed.ipynb #50d9593c
 class Tail:
     "Columns of a file of rows, as far as it has been written"
-    def __init__(self, path: Path): self.path, self.at, self.cols, self.size, self.whole = path, 0, {}, -1, True    # type: ignore[var-annotated]
+    def __init__(self, path: Path):
+        self.path, self.at, self.size, self.whole = path, 0, -1, True
+        self.cols: dict[str, np.ndarray] = {}       # replaced, never changed
+        self.lock = threading.Lock()                # for whoever replaces them
+        self.keys: tuple[float, set[str]] = 0, set()        # found in its rows; the size at which it is worth to look again
 
     def poll(self) -> bool:
         "Read what is new; was there something?"
+        with self.lock: return self._read()
+    def _read(self) -> bool:
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size == self.size or not self.cols: return False
         self.size = size
@@ -43,14 +50,21 @@ class Tail:
         return bool(new)
     def ask(self, *keys: str) -> None:
         "Follow these columns too"
-        if not (missing := [k for k in ('step', *keys) if k not in self.cols]): return
-        self.cols, self.at, self.whole = glance(self.path, ['step', *self.cols, *missing])
-        self.size = -1
+        with self.lock:
+            if not (missing := [k for k in ('step', *keys) if k not in self.cols]): return
+            self.cols, self.at, self.whole = glance(self.path, ['step', *self.cols, *missing])
+            self.size = -1
     def get(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         "Steps and values of a column, where it has a value"
         self.ask(key)
-        there = ~np.isnan(self.cols[key])
-        return self.cols['step'][there], self.cols[key][there]
+        cols = self.cols                            # once: a poll may put others there
+        there = ~np.isnan(cols[key])
+        return cols['step'][there], cols[key][there]
+    def names(self) -> set[str]:
+        "What its rows have; looked for anew when the file has grown by a fifth"
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size > self.keys[0]: self.keys = 1.2*size, self.keys[1] | names_in(self.path)
+        return self.keys[1]
 
 # %% ../../nbs/80_panels/20_feed.ipynb #dcbc1501
 class Feed:
@@ -117,7 +131,7 @@ def session_left(environ: Any = os.environ) -> float | None:
 # %% ../../nbs/80_panels/20_feed.ipynb #0b711f19
 class Watcher:
     "Calls panels now and then, from a thread"
-    every = .5          # seconds between two calls
+    every, patience = .5, 5.    # seconds between two calls, and after one that failed
 
     def __init__(self) -> None:
         self.due: dict[Any, float] = {}                     # weak method → when
@@ -134,23 +148,26 @@ class Watcher:
                 self.thread.start()
     def once(self) -> None:
         "Call those whose time it is"
-        with self.lock: ready = [ref for ref, t in self.due.items() if t <= time.monotonic()]
+        with self.lock:
+            ready = [ref for ref, t in self.due.items() if t <= time.monotonic()]
+            self.due |= dict.fromkeys(ready, math.inf)           # being looked at
         for ref in ready:
             look, began, cpu = ref(), time.monotonic(), time.thread_time()
             more: Any = False
             try: more = look() if look else False
-            except Exception as e:
-                self.errors = [*self.errors[-9:], one_line(e)]
+            except Exception as e: self.errors, more = [*self.errors[-9:], one_line(e)], self.patience     # a network drive may be there again then
             spent = time.thread_time() - cpu
             self.cpu += spent
             with self.lock:
+                if self.due.get(ref) != math.inf: continue       # somebody wants another look
                 if more is not False: self.due[ref] = began + max(self.every if more in (None, True) else more, 50*spent)
-                else: self.due.pop(ref, None)
+                else: self.due.pop(ref)
     def _loop(self) -> None:
         while True:
             self.once()
             with self.lock:
-                if not self.due: return
+                if not self.due: self.thread = None
+                if not self.thread: return
             time.sleep(self.every/2)
 
 WATCHER = Watcher()

@@ -23,8 +23,9 @@ from ..core.field import parse, valid
 from ..core.text import Html, si
 from .cards import fixes, minimal, shown
 from .feed import WATCHER, Feed, elapsed, goal, session_left
-from .markup import STYLE, badge, bar, el, facts, note, page, show, view
-from .panes import PANES, returns
+from .markup import STYLE, badge, bar, drawers, el, facts, note, page, show, view
+from .live import LiveChart, at_once
+from .panes import PANES, marks, returns
 from .twin import Twin
 from ..runs.run import Run, find
 from ..train.experiment import find_agent
@@ -45,7 +46,7 @@ def allowed(phase: str, waited: float = 0.) -> tuple[str, ...]:
     on = BUTTONS.get(phase, ())
     return (*on, 'kill') if waited > _GRACE and 'stop' in on else on
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #d49ee840
+# %% ../../nbs/80_panels/40_monitor.ipynb #1a810759
 class Monitor:
     "A run, to be watched and steered"
     press: Callable[..., Any]
@@ -53,61 +54,68 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
-    saving = False                      # was a checkpoint asked for?
-    stale, drawn = False, 0.            # is there something that the pane does not show yet? When was it drawn?
-    _live: Callable[[], list[str]]
+    saving, fresh, stale, drawn, shown, due = False, False, False, 0., 0., 0.     # asked to save; curve, pane lack something; times
+    doors: dict[str, Callable[[Run], Any]] = {}   # other panels on the same run, each in a drawer
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
     _ended: Callable[[str], None]
+    _news: Callable[[], set[str]]
     _do: Callable[[str], Any]
     _typed: Callable[[], Any]
     _fixes: Callable[[str], None]
     _fix: Callable[..., None]
+    _setter: Callable[[], tuple[Any, Any, Any]]
 
     def __init__(self, run: Run | str, root: str | Path = 'runs'):
         import ipywidgets as w
         self.run = find(run, root)
         self.feed, self.lock, self.asked, self.said = Feed(self.run), threading.RLock(), 0., Html('')
         self.head, self.word, self.card = view(), view(min_height='30px'), view()
-        self.picture, self.pane = view(height='248px'), view(height='336px', overflow='auto')
+        self.curve, self.pane, self.foot = LiveChart(lambda: self.draw(force=True)), view(height='336px', overflow='auto'), view()
+        self.picture, self.fixing = self.curve.picture, w.HBox([])
         self.buttons = {k: w.Button(description=k.capitalize(), tooltip=tip, layout=w.Layout(width='96px')) for k, tip in _TIPS.items()}
-        for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.press(k))
         slider: dict[str, Any] = dict(continuous_update=False, layout=w.Layout(width='310px'))
         self.share = w.FloatSlider(.05, min=0., max=.3, step=.01, description='smooth', readout_format='.0%', **slider)
         self.part = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='part, in %', **slider)
         self.which = w.ToggleButtons(options=list(PANES), style=w.ToggleButtonsStyle(button_width='82px'))
-        self.field = w.Dropdown(options=self._live(), layout=w.Layout(width='170px'))
-        self.entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
-        self.set = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
-        self.set.on_click(lambda _: self.press('set'))
-        self.fixing = w.HBox([])
+        for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.press(k))
         for part in (self.share, self.part, self.which): part.observe(lambda _: self.draw(force=True), 'value')
-        rows = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap')), w.HBox([self.share, self.part])
-        self.box = w.VBox([view(STYLE), self.head, rows[0], self.word, self.card, self.fixing, self.picture, rows[1], self.which, self.pane,
-                           w.HBox([self.field, self.entry, self.set]), view(self._foot())], layout=w.Layout(width='720px'))
+        self.field, self.entry, self.set = self._setter()
+        press = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap'))
+        below = drawers({k: partial(make, self.run) for k, make in self.doors.items()})
+        self.box = w.VBox([view(STYLE), self.head, press, self.word, self.card, self.fixing, self.curve.box, w.HBox([self.share, self.part]),
+                           self.which, self.pane, w.HBox([self.field, self.entry, self.set]), self.foot, below], layout=w.Layout(width='720px'))
+        at_once(self.box)
         self.draw(force=True)
         WATCHER.follow(self.look)
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #3632c6a0
 @patch
-def _live(self: Monitor) -> list[str]:
-    "Settings that may be changed while it trains"
+def _setter(self: Monitor) -> tuple[Any, Any, Any]:
+    "Where a setting that may be changed while it trains is changed"
+    import ipywidgets as w
     x = self.run.config['experiment']
-    return live(find_agent(x['agent']).config.from_dict(x.get('agent_cfg') or {}))
+    names = live(find_agent(x['agent']).config.from_dict(x.get('agent_cfg') or {}))
+    field = w.Dropdown(options=names, layout=w.Layout(width='170px'))
+    entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
+    button = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
+    button.on_click(lambda _: self.press('set'))
+    return field, entry, button
 
 @patch
 def _foot(self: Monitor) -> Html:
     "The way round a busy kernel"
     name, root = shlex.quote(self.run.name), shlex.quote(str(self.run.path.parent))
-    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}')
-    off = 'Core widgets only: the slider looks closer; hover, zoom with the mouse, and resting in a hidden tab are off.'
-    return page(el('div', *words, cls='rlnb-dim'), el('div', off, cls='rlnb-dim'))
+    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}'), \
+        '. Buttons that are marked as broken belong to a kernel that is gone: run this cell again, the run goes on.'
+    return page(el('div', *words, cls='rlnb-dim'), self.curve.words())
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #378abcbf
+# %% ../../nbs/80_panels/40_monitor.ipynb #2666b119
 @patch
 def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
     "Bring the widgets up to date with the feed"
     with self.lock:
+        if self.curve.hidden: return                     # who comes back gets everything
         phase = self.feed.state['phase']
         show(self.head, self._head())
         on = allowed(phase, time.monotonic() - self.asked if self.asked else 0.)
@@ -115,29 +123,42 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
             if b.disabled != (k not in on): b.disabled = k not in on
         if force or 'state' in new: self._fixes(phase)
         if self.set.disabled != (phase not in ('running', 'paused')): self.set.disabled = not self.set.disabled
-        if force or {'rows', 'events'} & set(new):
+        self.fresh, self.stale = self.fresh or bool({'rows', 'events'} & set(new)), self.stale or bool(new) or self.which.value == 'system'
+        turn = self.stale and time.monotonic() - self.drawn > 1.5      # curve and pane take turns: a refresh stays small
+        if force or (self.fresh and not turn):
+            self.fresh = False
             x = self.feed.rows.cols['step']
             a, b = self.part.value
             within = (float(x[-1])*a/100, float(x[-1])*b/100) if len(x) and (a, b) != (0, 100) else None
-            show(self.picture, page(returns(self.feed, self.share.value, within)))
-        self.stale = self.stale or bool(new) or self.which.value == 'system'
-        if force or (self.stale and time.monotonic() - self.drawn > 1.5):
+            self.curve.draw(returns(self.feed, self.share.value), 'return', marks(self.feed), within)
+        if force or turn:
             self.drawn, self.stale = time.monotonic(), False
             show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
+        show(self.foot, self._foot())
+        self.part.layout.display = 'none' if self.curve.on else None         # the chart itself looks closer
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #6b633129
 @patch
 def look(self: Monitor) -> Any:
     "What the watcher calls: look for what is new and draw it; seldom, once the run has ended"
+    with self.lock:
+        self.draw(self._news())
+        if self.twin and time.monotonic() > self.due:
+            self.due = 2*time.monotonic() - self.shown
+            threading.Thread(target=self.snapshot, daemon=True).start()
+        return None if self.fresh or self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
+
+@patch
+def _news(self: Monitor) -> set[str]:
+    "What has changed, and what there is to say about it"
     new = self.feed.poll()
     phase = self.feed.state['phase']
     if 'state' in new and phase in ('stopped', 'finished', 'failed'): self._ended(phase)
     if self.saving and 'checkpoints' in new and self.feed.checkpoints:
         c, self.saving = self.feed.checkpoints[-1], False
         self.said = note(f"saved at step {c['step']:,} · {si(c['bytes'])}B · {c.get('time', '')}", kind='good')
-    self.draw(new)
-    return None if phase in ('starting', 'running', 'paused', 'stopping') else 2.
+    return new
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #c8c503a5
 @patch
@@ -175,7 +196,7 @@ def press(self: Monitor, what: str) -> Any:
     with self.lock:
         try:
             out = self._do(what)
-            self.feed.poll()
+            self._news()                 # what it sees, the next look of the watcher will not see again
         except (RlnbError, OSError) as e: out, self.said = None, note(one_line(e) if not isinstance(e, RlnbError) else str(e), kind='bad')
         self.draw(force=True)
     if self.buttons.get(what) and self.buttons[what].disabled:
@@ -232,6 +253,7 @@ def _fixes(self: Monitor, phase: str) -> None:
         made.append(w.Button(description='Notebook', tooltip='write failure.ipynb, which begins where it failed', layout=w.Layout(width='auto')))
         made[-1].on_click(self._fix)
     self.fixing.children = made
+    at_once(self.fixing)
 
 @patch
 def _fix(self: Monitor, *what: Any) -> None:
@@ -250,7 +272,8 @@ def _ipython_display_(self: Monitor) -> None:
     from IPython.display import display
 
     display(self.box)
-    self.twin = display(Twin(self.run), display_id=True)
+    self.twin, self.shown = display(Twin(self.run), display_id=True), time.monotonic()
+    self.due = self.shown + 5
 
 @patch
 def snapshot(self: Monitor) -> None:
