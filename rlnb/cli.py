@@ -8,6 +8,7 @@ __all__ = ['doctor', 'selftest', 'seconds', 'experiment', 'ended', 'bench', 'par
 # %% ../nbs/98_cli.ipynb #626e823d
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _public(rows: list[dict[str, Any]]) -> list[dict[str, Any]]: return [{k: v f
 @command('train an agent here and now, and say how good it became', *_TRAIN)
 def _train(a: argparse.Namespace) -> dict[str, Any]:
     "Train, save, play, and sum up"
-    from rlnb.evaluation.stats import interval
+    from rlnb.evaluation.stats import estimate, mean
     if a.compare: return _compared(a)
     exp = experiment(a)
     if a.episodes < 0: raise BadInput('episodes', str(a.episodes), 'at least 0')
@@ -131,8 +132,9 @@ def _train(a: argparse.Namespace) -> dict[str, Any]:
     stem = a.run or f'{exp.agent}-{exp.env.split("/")[-1]}'
     found = _seeded(exp, a, group := exp.group or stem, stem)
     xs = [r['return']['mean'] for r in found if r.get('return')]
-    low, high = interval(xs) if xs else (None, None)
-    score = {'mean': sum(xs)/len(xs), 'low': low, 'high': high, 'over': 'seeds', 'n': len(xs)} if xs else None
+    e = estimate(xs, mean) if xs else None         # of few seeds, wider than plain percentiles; of one there is none
+    low, high = (None if math.isnan(v) else v for v in e[1:]) if e else (None, None)
+    score = {'mean': e.value, 'low': low, 'high': high, 'over': 'seeds', 'n': len(xs)} if e else None
     return {'group': group, 'runs': _public(found), 'return': score, '_code': found[-1]['_code']}
 
 # %% ../nbs/98_cli.ipynb #1e9dc73e
@@ -263,8 +265,8 @@ def _about(version: bool) -> int:
 
 def _hung_up() -> int:
     "Whoever read our output has gone (`rlnb doctor | head`): end quietly"
-    import os
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    from rlnb.train.track import hush
+    hush()
     return 0
 
 def _complain(e: RlnbError) -> int:

@@ -34,7 +34,7 @@ def lab(work: Path, home: Path):
     with open(home / 'log', 'w') as log:
         p = subprocess.Popen(argv, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=work)
     try:
-        end, address = time.monotonic() + 90, ''
+        end, address = time.monotonic() + 240, ''
         while time.monotonic() < end and not address:
             time.sleep(.3)
             for f in home.glob('**/jpserver-*.json'):
@@ -73,7 +73,8 @@ def begin(page, address: str, notebook: str) -> None:
 
 
 def run_all(page) -> None:
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    "Begin to; a cell may last"
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
 
 
 # ---- the live chart

@@ -119,6 +119,13 @@ class Slow(TensorEnv):
         return s, s[1], s[2] > 2, Batch()
 
 
+class Stuck(Slow):
+    "A step does not come to an end"
+    def dynamics(self, s, act):
+        time.sleep(600)
+        return super().dynamics(s, act)
+
+
 SECRET = 'canary-6Lk2pQ9w'
 
 

@@ -7,10 +7,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from rlnb.agents.a2c import A2C
 from rlnb.agents.sac import SAC
 from rlnb.core.batch import Batch
 from rlnb.core.heads import Categorical, Gaussian, MultiBinary, MultiCategorical, Squashed
 from rlnb.core.nets import Flat, mlp
+from rlnb.envs.classic import CartPole
+from rlnb.train.trainer import Trainer
 
 
 class Everything(nn.Module):
@@ -58,3 +61,15 @@ def test_a_wide_update_as_one_graph_equals_the_plain_one() -> None:
         (a, _), (c, _) = plain.step(b, 0.), quick.step(b, 0.)
         torch.testing.assert_close(c, a, atol=1e-4, rtol=1e-4)
         for k in ('q', 'pi'): torch.testing.assert_close(quick.opts[k].grad, plain.opts[k].grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ('g++', 'clang++', 'c++'))), reason='torch.compile needs a C++ compiler')
+def test_what_a_schedule_moves_is_not_built_into_the_graph() -> None:
+    "A2C whose entropy bonus falls to nothing: the compiled one ends where the plain one does, and not where a bonus that stays would lead"
+    def end(bonus: object, quick: bool) -> Tensor:
+        env = CartPole(8)
+        t = Trainer(A2C(env.obs_space, env.act_space, A2C.config.from_dict(dict(ent_coef=bonus, compile=quick, lr=1e-3)), 1), env, horizon=400)
+        return t.fit(400).agent.opts['all'].vec.clone()
+    plain, quick, stays = end('linear(1, 0)', False), end('linear(1, 0)', True), end(1., False)
+    assert (plain - quick).abs().max() < (plain - stays).abs().max()/10

@@ -27,7 +27,7 @@ def bare(tmp_path):
 
 def run(where, *argv, **env):
     clean = {k: v for k, v in os.environ.items() if not k.startswith('PIP_')}
-    return subprocess.run([sys.executable, 'dev.py', *argv], cwd=where, env=clean | env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run([sys.executable, 'dev.py', *argv], cwd=where, env=clean | env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
 
 
 def test_no_network_is_one_line(bare):

@@ -14,6 +14,7 @@ from rlnb.agents.dqn import DQN
 from rlnb.agents.explore import masked
 from rlnb.agents.pqn import PQN
 from rlnb.agents.rainbow import Rainbow
+from rlnb.agents.rnd import RND
 from rlnb.core.batch import Batch
 from rlnb.envs.base import TensorEnv
 from rlnb.envs.classic import CartPole
@@ -150,6 +151,19 @@ def check_greedy(kind):
     assert abs(share - (1 - .05*2/3)) < .02
 
 
+@pytest.mark.parametrize('kind, noisy', [(DQN, None), (C51, None), (RND, None), (Rainbow, False), (Rainbow, True), (PQN, None)])
+def test_the_part_of_random_actions_is_a_metric(kind, noisy):
+    more = dict(n_steps=4) if kind is PQN else dict(learning_starts=8, train_every=4)
+    cfg = kind.config.from_dict(dict(hidden=(8,), eps_end=.1, eps_fraction=.5, **more) | ({} if noisy is None else dict(noisy=noisy)))
+    seen, world = {}, CartPole(2)
+    t = Trainer(kind(world.obs_space, world.act_space, cfg), world, horizon=80)
+    while t.step < 80:
+        t.one_iter()
+        if 'eps' in t.metrics: seen[t.step] = t.metrics['eps']
+    right = {s: 0. if noisy else max(1 - .9*p/.5, .1) for s in seen if (p := (s - t.agent.collect_steps*2)/80) >= 0}
+    assert len(seen) > 5 and seen == pytest.approx(right)
+
+
 @pytest.mark.parametrize('kind', [DQN, C51, Rainbow, PQN])
 def test_masks_hold_in_acting(kind):
     space = spaces.Dict(x=cart, action_mask=spaces.MultiBinary(3))
@@ -174,7 +188,7 @@ def flat(d, path=''):
 
 
 SETTINGS = {'dqn': (DQN, {}), 'dqn lasting': (DQN, dict(persist=.9)), 'dqn whole': (DQN, dict(double=True, dueling=True, n_step=3, per=True, tau=.1, target_every=1, lr='linear(0.01, 0)')), 'c51': (C51, dict(double=True, per=True)),
-            'qr': (C51, dict(kind='quantile', atoms=8)), 'rainbow': (Rainbow, dict(atoms=11)), 'pqn': (PQN, {})}
+            'qr': (C51, dict(kind='quantile', atoms=8)), 'rainbow': (Rainbow, dict(atoms=11)), 'rnd': (RND, {}), 'pqn': (PQN, {})}
 
 
 @pytest.mark.parametrize('polls', [37, 40])

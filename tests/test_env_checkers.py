@@ -10,7 +10,7 @@ from rlnb.envs.base import check_env, worlds
 
 for page in ('classic', 'grid', 'goal', 'cache'): importlib.import_module(f'rlnb.envs.{page}')
 WORLDS = ['rlnb/CartPole-v1', 'rlnb/BlindCartPole-v1', 'rlnb/Pendulum-v1', 'rlnb/Acrobot-v1', 'rlnb/MountainCar-v0', 'rlnb/MountainCarContinuous-v0', 'rlnb/Maze-v0', 'rlnb/FourRooms-v0',
-          'rlnb/Cliff-v0', 'rlnb/BitFlip-v0', 'rlnb/PointReach-v0', 'rlnb/PointReachDense-v0', 'rlnb/MockCache-v0', 'rlnb/Cache-v0']
+          'rlnb/Cliff-v0', 'rlnb/DeepSea-v0', 'rlnb/BitFlip-v0', 'rlnb/PointReach-v0', 'rlnb/PointReachDense-v0', 'rlnb/MockCache-v0', 'rlnb/Cache-v0']
 
 
 @pytest.fixture(autouse=True)

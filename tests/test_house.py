@@ -180,7 +180,23 @@ def formulas(ps: list[Page]) -> list[str]:
             for m in [re.search(r'\\\\[a-zA-Z]{2,}', f)] if m]
 
 
-RULES = [upward, caps, stars, untaught, unrun, leaks, names, order, formulas]
+SHARED_TABLES = 'agents|metrics|perturbations|protocols|suites|worlds'
+
+
+def borrowed(ps: list[Page]) -> list[str]:
+    "What a lesson enters into a table of the package it takes out again: pages share a process when they are tested"
+    bad = []
+    for p in ps:
+        if p.folder == '90_learn': continue                # a kernel of its own
+        text = '\n'.join(p.lessons)
+        entered = {(t, n) for t, n in re.findall(rf"^\s*@?({SHARED_TABLES})\.add\('([^']+)'", text, re.M)}
+        entered |= {('worlds', n) for n in re.findall(r"^\s*register\('([^']+)'", text, re.M)}
+        bad += [f'{p.name}: {t}.add({n!r}) stays for the pages after it: {t}.drop({n!r})' for t, n in sorted(entered)
+                if not re.search(rf"{t}\.drop\(('{re.escape(n)}'|name)\)", text)]
+    return bad
+
+
+RULES = [upward, caps, stars, untaught, unrun, leaks, names, order, formulas, borrowed]
 
 
 # ---- the house keeps them
@@ -247,6 +263,7 @@ PLANTED = {
     names: [*GOOD, '#| export\ndef f_old(): "Twice"'],
     order: GOOD[1:],
     formulas: [*GOOD, r'md $\\gamma$'],
+    borrowed: [*GOOD, "metrics.add('odd', f)"],
 }
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rlnb import cli
 from rlnb.core.errors import BadInput
 from rlnb.core.folder import commit_dir
 from rlnb.core.io import Damaged
+from rlnb.panels.feed import Watcher
 from rlnb.panels.player import Player
 from rlnb.runs.ckpt import load_state
 from rlnb.runs.run import Run
@@ -32,6 +34,14 @@ SMALL = dict(num_envs=4, n_steps=32, minibatch=64, checkpoint_every=1024, episod
 def run(tmp_path_factory):
     "A short PPO run under a hostile name, with four checkpoints"
     return train('ppo', steps=4096, root=tmp_path_factory.mktemp('runs'), name=NAME, progress=False, keep=9, lr=1e-3, **SMALL)
+
+
+def until(f, seconds=120.):
+    "It comes to pass; the limit is for what never does"
+    end = time.monotonic() + seconds
+    while not f():
+        assert time.monotonic() < end, 'it did not happen'
+        time.sleep(.02)
 
 
 def steps(run): return [c['step'] for c in run.checkpoints()]
@@ -91,15 +101,18 @@ def test_one_seed_is_one_question(run):
 
 def test_training_is_not_disturbed(tmp_path):
     "A run that was asked for an episode while it trained writes the same rows as one that nobody asked"
-    alone, asked = (launch('ppo', steps=60_000, root=tmp_path, name=n, **SMALL | dict(checkpoint_every=4096)) for n in ('alone', 'asked'))
-    end = time.monotonic() + 60
-    while not asked.checkpoints() and time.monotonic() < end: time.sleep(.02)
-    e = replay(asked, 'latest', seed=1)
-    was = asked.phase
-    e.wait()
-    for r in (alone, asked): r.wait(120)
-    assert was == 'running' and (alone.phase, asked.phase) == ('finished', 'finished') and e.facts['steps'] > 5
-    assert (alone.path / 'metrics.jsonl').read_bytes() == (asked.path / 'metrics.jsonl').read_bytes()
+    def begun(name): return launch('ppo', steps=10**9, root=tmp_path, name=name, **SMALL | dict(checkpoint_every=4096))
+    def rows(r): return (r.path / 'metrics.jsonl').read_bytes() if (r.path / 'metrics.jsonl').exists() else b''
+    asked = begun('asked')
+    try:
+        until(asked.checkpoints)
+        e = replay(asked, 'latest', seed=1).wait()
+        assert asked.phase == 'running' and e.facts['steps'] > 5          # a thousand million steps: it was trained all the while
+    finally: asked.stop().wait(120)
+    alone, told = begun('alone'), rows(asked)
+    try: until(lambda: len(rows(alone)) >= len(told))
+    finally: alone.stop().wait(120)
+    assert told.count(b'\n') > 9 and rows(alone)[:len(told)] == told
 
 
 def test_the_normaliser_is_the_checkpoints_and_stays(tmp_path):
@@ -189,17 +202,19 @@ def test_nothing_of_a_strangers_text_is_markup(run, tmp_path):
     assert p and 'is no episode' in p.sides[0].word.value and p.sides[0].picture.value == ''
 
 
-def test_choosing_on_while_a_worker_is_busy(run):
-    "The constructor and the fields come back at once; what was chosen last is shown, and no thread of the panels has failed"
-    then = time.monotonic()
+def test_choosing_on_while_a_worker_is_busy(run, monkeypatch):
+    "The constructor and the fields wait for no worker; what was chosen last is shown, and no thread of the panels has failed"
+    watcher, late = Watcher(), []
+    monkeypatch.setattr('rlnb.panels.player.WATCHER', SimpleNamespace(follow=late.append))      # it looks when we say so
     p = Player(run, at='latest', seed=21)
     p.seed.value = 22
     p.seed.value = 3
-    assert time.monotonic() - then < 5 and p.sides[0].coming.seed == 21 and 'a worker plays' in p.sides[0].word.value
-    end = time.monotonic() + 60
-    while not (p.sides[0].shown and p.sides[0].shown.seed == 3) and time.monotonic() < end: time.sleep(.05)      # the watcher's thread does it
-    assert p.sides[0].shown.seed == 3 and not p.sides[0].coming and p.chart.value
+    assert p.sides[0].coming.seed == 21 and 'a worker plays' in p.sides[0].word.value
+    watcher.follow(*late)
+    until(lambda: p.sides[0].shown and p.sides[0].shown.seed == 3 and p.chart.value)            # the watcher's thread does it
+    assert not p.sides[0].coming
     assert not Episode(run, steps(run)[-1], 22).ready and Episode(run, steps(run)[-1], 21).ready
+    assert not watcher.errors
 
 
 def test_new_checkpoints_are_offered_while_it_is_open(tmp_path):

@@ -4,7 +4,7 @@ A cell is one run directory under runs/nightly and one line of results/learning.
 page and its family's export (as Python understands it: line breaks and comments do not count), and of the first rows that a run of seed 0 writes:
 a change anywhere in the house that changes no number asks for no new run, and one that does, does. A slice does what is not there yet.
 Seeds were chosen beforehand, and all are shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best
-checkpoint, the best of four by 20 other episodes."""
+checkpoint, the best of those looked at (four, or a cell's own number) by 20 other episodes."""
 import argparse
 import ast
 import hashlib
@@ -32,6 +32,7 @@ class Cell(NamedTuple):
     judge: str = 'mean'                  # over seeds; each: every seed; most: all but one; low: the lower end of its interval; under: at most the bar
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     change: tuple[tuple[str, object], ...] = ()      # of the agent's settings, on top of the preset's
+    looks: int = 4                       # how often it is looked at; a checkpoint each
 
 
 CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
@@ -44,23 +45,25 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
          Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
-         Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
-         Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
+         Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each', looks=10),
+         Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most', looks=10),
          Cell('dqn', 'Acrobot-v1', 100_000, -95),
          Cell('dqn', 'MountainCar-v0', 120_000, -125, judge='most'),
          Cell('dqn', 'rlnb/MockCache-v0', 50_000, .9*96),
          Cell('dqn', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),
          Cell('dqn', 'rlnb/BitFlip-v0', 40_000, .9, what='success'),       # 15 bits, a random goal in each episode
          Cell('dqn', 'rlnb/BitFlip-v0', 40_000, .05, what='success', judge='under', change=(('her', 'off'),)),
+         Cell('rnd', 'rlnb/DeepSea-v0', 10_000, .9, what='success'),       # ten rows
          Cell('pqn', 'CartPole-v1', 100_000, 500, what='best', judge='each'),
          Cell('pqn', 'Acrobot-v1', 500_000, -85),
          *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000))),
          Cell('sac', 'MountainCarContinuous-v0', 20_000, 90),
-         Cell('sac', 'InvertedPendulum-v5', 25_000, 950, seeds=(0, 1, 2)),
+         Cell('sac', 'InvertedPendulum-v5', 25_000, 950),
          Cell('sac', 'FetchReach-v4', 10_000, .95, what='success', seeds=(0, 1, 2)),
          Cell('sac', 'LunarLanderContinuous-v3', 150_000, 200, seeds=(0, 1, 2))]
 FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
-          'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
+          'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'rnd': ('30_off_policy', '32_explore', '40_dqn', '52_rnd'),
+          'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
           'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
           'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
 
@@ -112,7 +115,7 @@ def done() -> dict[tuple, dict]:
 
 
 def measure(c: Cell, seed: int, ver: str) -> dict:
-    "Train one cell, looked at after each quarter; a slice that was cut off goes on here"
+    "Train one cell, looked at now and then; a slice that was cut off goes on here"
     from rlnb.core.seed import seed_of
     from rlnb.envs.gym import make
     from rlnb.evaluation.evaluate import play, roll
@@ -120,7 +123,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     from rlnb.train.experiment import Experiment
     from rlnb.train.session import fit, folder_for, unfinished
 
-    looks = {'eval_every': c.steps//4, 'eval_episodes': 20}
+    looks = {'eval_every': c.steps//c.looks, 'eval_episodes': 20}
     exp = Experiment.from_dict({'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': seed, **looks})
     then, name = time.perf_counter(), f'{c.agent}-{c.world.split("/")[-1]}-{seed}-{ver}'
     run = fit(unfinished(exp, RUNS, name) or folder_for(exp, RUNS, name))
@@ -143,13 +146,12 @@ def row_of(have: dict[tuple, dict], c: Cell, seed: int) -> dict | None:
 
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
-    from rlnb.evaluation.stats import interval
+    from rlnb.evaluation.stats import estimate, mean as average
     lines, well, there = [f'{"agent":<9}{"world":<26}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
         rows = [row_of(have, c, s) for s in c.seeds]
         xs = [r[c.what]['mean'] for r in rows if r]
-        low, high = interval(xs) if xs else (0, 0)
-        mean = sum(xs)/len(xs) if xs else 0
+        mean, low, high = estimate(xs, average) if xs else (0., 0., 0.)
         met = {'each': min(xs, default=0), 'most': min(sorted(xs)[1:], default=0), 'low': low}.get(c.judge, mean) >= c.bar
         if c.judge == 'under': met = mean <= c.bar
         lacking = [str(s) for s, r in zip(c.seeds, rows) if not r]
@@ -168,10 +170,11 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
     p.add_argument('--table', action='store_true', help='measure nothing')
+    p.add_argument('--only', default='', metavar='WORDS', help="cells that hold this: 'sac', 'dqn CartPole'")
     a = p.parse_args()
     end, have = time.monotonic() + 60*a.minutes, done()
     if hasattr(os, 'nice') and not a.table: os.nice(19)
-    for c in [] if a.table else CELLS:
+    for c in [] if a.table else [c for c in CELLS if a.only in f'{c.agent} {c.world.removeprefix("rlnb/")}']:
         ver = version(c)
         if not ver: print(f'{c.world}: its package is missing')
         for seed in c.seeds if ver else ():

@@ -38,8 +38,9 @@ def trained(c, seed: int) -> Guest:
     torch.set_num_threads(1)
     e = Experiment.from_dict({'agent': c.agent, 'env': c.world, **learn.settings(c), 'steps': c.steps, 'seed': seed})
     cfg, env = e.agent_cfg, make_vec_env(c.world, e.num_envs, seed=seed)
-    if cfg.norm_obs or cfg.norm_reward: env = VecNormalize(env, norm_obs=cfg.norm_obs, norm_reward=cfg.norm_reward, gamma=cfg.gamma)
-    plain = cfg.override(dict(norm_obs=False, norm_reward=False))
+    norms = {k: True for k in ('norm_obs', 'norm_reward') if getattr(cfg, k, False)}
+    if norms: env = VecNormalize(env, **dict(norm_obs=False, norm_reward=False) | norms, gamma=cfg.gamma)
+    plain = cfg.override(dict.fromkeys(norms, False))
     model = getattr(stable_baselines3, c.agent.upper())('MlpPolicy', env, seed=seed, device='cpu', **sb3_settings(plain)).learn(c.steps)
     env.close()
-    return Guest(model, env.normalize_obs if cfg.norm_obs else lambda obs: obs)
+    return Guest(model, env.normalize_obs if 'norm_obs' in norms else lambda obs: obs)

@@ -148,11 +148,11 @@ def machines(have: dict, theirs: str) -> list[tuple]:
 
 
 def ten_seeds(theirs: str) -> list[tuple]:
-    "What tools/versus.py measured: PPO against theirs, other seeds and twice as many"
+    "What tools/versus.py measured: PPO and SAC against theirs, on other seeds"
     from rlnb.evaluation.tests import verdict
     have, out = versus.read(), []
     for c in versus.CELLS if have else []:
-        ours, peers = ([x for s in versus.SEEDS if (x := have.get((c.world, c.steps, s, side, versus.version(c, side, theirs)))) is not None]
+        ours, peers = ([x for s in c.seeds if (x := have.get((c.world, c.steps, s, side, versus.version(c, side, theirs)))) is not None]
                        for side in ('rlnb', 'sb3'))
         v = verdict(ours, peers, ('rlnb', 'SB3')) if ours and peers else None
         both = '' if v is None else f'{v.better} higher' if v.better else 'seeds missing' if any(v.missing) else 'not told apart'
@@ -179,7 +179,7 @@ def page(have: dict, theirs: str) -> str:
         out += [f'## {w}', f'Random actions get {t.low:.4g}; the reference of the suite is {t.high:.4g}.']
         out += [table(rows_of(w, have, theirs), heads, 'markdown')]
     if ten := ten_seeds(theirs):
-        out += ['## PPO on ten other seeds', 'By `python tools/versus.py`; how many seeds are there stands in brackets.',
+        out += ['## Beside theirs, on other seeds', 'By `python tools/versus.py`; how many seeds are there stands in brackets.',
                 table(ten, ('agent', 'world', 'steps', 'rlnb', f'SB3 {theirs}', 'the two'), 'markdown')]
     out += ['## What is missing', '\n'.join(f'- {s}' for s in missing(have, theirs)) or 'Nothing.', '## Where it was measured',
             table(machines(have, theirs), ('machine', 'versions', 'commit', 'whose', 'rows'), 'markdown')]

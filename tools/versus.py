@@ -1,4 +1,4 @@
-"""Does PPO learn as well as Stable-Baselines3's? Ten seeds each, the same settings, to be run again until nothing is missing:
+"""Do PPO and SAC learn as well as Stable-Baselines3's? The same settings, fixed seeds, to be run again until nothing is missing:
 `python tools/versus.py --sb3 DIR --minutes 40`
 
 A cell is a world, a seed and a side, and one line of results/versus.jsonl. Settings are our presets, in their words (`sb3_settings`). What is judged
@@ -16,8 +16,10 @@ import learn
 import peer
 from pages import ROOT
 
-RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', range(100, 110)
-CELLS = [learn.Cell('ppo', 'CartPole-v1', 100_000, 0), learn.Cell('ppo', 'Pendulum-v1', 100_000, 0), learn.Cell('ppo', 'LunarLander-v3', 300_000, 0)]
+RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', tuple(range(100, 110))
+CELLS = [learn.Cell('ppo', 'CartPole-v1', 100_000, 0, seeds=SEEDS), learn.Cell('ppo', 'Pendulum-v1', 100_000, 0, seeds=SEEDS),
+         learn.Cell('ppo', 'LunarLander-v3', 300_000, 0, seeds=SEEDS),
+         learn.Cell('sac', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3]), learn.Cell('sac', 'Hopper-v5', 100_000, 0, seeds=SEEDS[:3])]
 
 
 def experiment(c, seed):
@@ -49,26 +51,26 @@ def version(c, side, theirs):
 
 
 def read():
-    "Means by (world, steps, seed, side, version)"
+    "Means by (world, steps, seed, side, version); no world has two agents here"
     rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
     return {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}
 
 
 def table(have, theirs):
     "Means with their intervals over seeds, and whether they overlap"
-    from rlnb.evaluation.stats import interval
-    lines, well = [f'{"world":<18}{"steps":>9}  {"rlnb: mean [95 %] n":<32}{"sb3: mean [95 %] n":<32}'], True
+    from rlnb.evaluation.stats import estimate, mean
+    lines, well = [f'{"agent":<6}{"world":<18}{"steps":>9}  {"rlnb: mean [95 %] n":<32}{"sb3: mean [95 %] n":<32}'], True
     for c in CELLS:
         said, ends = '', []
         for side in ('rlnb', 'sb3'):
-            found = (have.get((c.world, c.steps, s, side, version(c, side, theirs))) for s in SEEDS)
+            found = (have.get((c.world, c.steps, s, side, version(c, side, theirs))) for s in c.seeds)
             xs = [x for x in found if x is not None]
-            ends.append(interval(xs) if xs else (float('nan'),)*2)
+            ends.append(estimate(xs, mean)[1:] if xs else (float('nan'),)*2)
             said += f'{f"{sum(xs)/len(xs):.1f} [{ends[-1][0]:.1f}, {ends[-1][1]:.1f}] {len(xs)}" if xs else "none yet":<32}'
         (low, high), (their_low, their_high) = ends
         verdict = 'ours higher' if low > their_high else 'ours LOWER' if high < their_low else 'missing' if 'none' in said else 'overlap'
         well = well and verdict != 'ours LOWER'
-        lines.append(f'{c.world:<18}{c.steps:>9}  {said}{verdict}')
+        lines.append(f'{c.agent:<6}{c.world:<18}{c.steps:>9}  {said}{verdict}')
     return '\n'.join(lines), well
 
 
@@ -76,6 +78,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--sb3', metavar='DIR', default='', help='where Stable-Baselines3 is, if not here')
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
+    p.add_argument('--only', default='', metavar='WORDS', help="cells that hold this: 'sac Hopper'")
     p.add_argument('--one', nargs=3, help=argparse.SUPPRESS)
     a = p.parse_args()
     theirs = peer.at(a.sb3)
@@ -86,7 +89,8 @@ def main():
     there, theirs = bool(theirs), theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
     have, end = read(), time.monotonic() + 60*a.minutes
     for k, c in enumerate(CELLS):
-        for seed in SEEDS:
+        if a.only not in f'{c.agent} {c.world}': continue
+        for seed in c.seeds:
             for side in ('rlnb', 'sb3'):
                 key = c.world, c.steps, seed, side, version(c, side, theirs)
                 guess = max((r['seconds'] for r in rows if (r['world'], r['steps'], r['side']) == (c.world, c.steps, side)), default=60)

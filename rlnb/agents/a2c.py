@@ -44,10 +44,12 @@ class A2C(ActorCritic):
     config = A2CConfig
     keys = ('pg_loss', 'vf_loss', 'entropy')
     loss: Callable[[Batch], tuple[Tensor, Tensor]]
+    ent_coef: Any            # its value in this update phase
 
     def learn(self, buffer: Rollout, progress: float) -> dict[str, Tensor]:
         "One update phase: advantages, one step"
         self.ent_coef = at(self.cfg.ent_coef, progress)
+        if self.cfg.compile: self.ent_coef = torch.tensor(self.ent_coef)     # a number would be built into the graph
         b = self.prepare(buffer)
         info = self.update(self.opts['all'], self.loss, buffer.whole(b), at(self.cfg.lr, progress), 'rmsprop')
         return self.finish(buffer, b, info)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .base import Agent
 from ..buffers.rollout import Rollout, tensors
-from ..core import heads
+from ..core import heads, ranks
 from ..core.batch import Array, Batch
 from ..core.errors import BadInput
 from ..core.nets import Flat, act_fn, activations, cnn, mlp
@@ -168,7 +168,7 @@ def _scaled(self: ActorCritic, reward: Array, done: Array, valid: Array) -> Arra
         self.ret = self.ret*self.cfg.gamma + reward[t]
         seen[t] = self.ret
         self.ret = self.ret*~done[t]
-    self.norms['ret'].update(seen[valid])
+    ranks.absorb(self.norms['ret'], seen[valid])
     return np.clip(reward/np.float32(self.norms['ret'].std + 1e-8), -10, 10).astype(np.float32)
 
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #ef0f58a9
@@ -185,7 +185,7 @@ def finish(self: ActorCritic, buffer: Rollout, b: Batch, info: Tensor) -> dict[s
     "Metrics by name; the statistics move, the memory is empty"
     ok = buffer.np.valid
     left, whole = (x[torch.as_tensor(ok)].var(correction=0) for x in (b.adv, b.ret))
-    if self.cfg.norm_obs: self.norms['obs'].update(buffer.np.obs[ok])
+    if self.cfg.norm_obs: ranks.absorb(self.norms['obs'], buffer.np.obs[ok])
     buffer.clear()
     return dict(zip(self.keys, info.unbind()), explained_variance=1 - left/(whole + 1e-8))
 

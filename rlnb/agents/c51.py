@@ -105,6 +105,7 @@ class C51(OffPolicy):
         "The best action each, or any"
         if not explore: return Batch(act=self.values(obs).argmax(-1))
         return Batch(act=explored(self, obs, 1. if self.warm else epsilon(self.cfg, progress)))
+    def learn(self, buffer: Any, progress: float) -> dict[str, Any]: return super().learn(buffer, progress) | dict(eps=epsilon(self.cfg, progress))
 
 agents.add('c51', C51)
 

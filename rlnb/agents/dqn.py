@@ -87,6 +87,7 @@ class DQN(OffPolicy):
         "The best action each, or any"
         if not explore: return Batch(act=self.values(obs).argmax(-1))
         return Batch(act=explored(self, obs, 1. if self.warm else epsilon(self.cfg, progress), *memory))
+    def learn(self, buffer: Any, progress: float) -> dict[str, Any]: return super().learn(buffer, progress) | dict(eps=epsilon(self.cfg, progress))
     @property
     def steady(self) -> int: return 0 if self.cfg.double or self.cfg.target_every == 1 else self.cfg.target_every - self.count % self.cfg.target_every
     def ahead(self, b: Batch) -> Batch: return Batch(b, after=self.beyond(b))

@@ -102,7 +102,7 @@ def loss(self: PQN, b: Batch) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/30_agents/55_pqn.ipynb #139a4618
 @patch
-def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Tensor]:
+def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Any]:
     "Returns once, then epochs of minibatches"
     c, n, total = self.cfg, 0, torch.zeros(len(self.keys))
     b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer)))
@@ -110,4 +110,4 @@ def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Tensor]:
         for mb in buffer.epoch(b, c.minibatch, self.rng):
             total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1
     buffer.clear()
-    return dict(zip(self.keys, (total/n).unbind()))
+    return dict(zip(self.keys, (total/n).unbind()), eps=epsilon(c, progress))

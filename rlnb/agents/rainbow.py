@@ -65,9 +65,8 @@ class Rainbow(OffPolicy):
     "DQN with all its repairs"
     config = RainbowConfig
     keys = ('loss', 'q', 'target', 'noise')
-    loss: Callable[[Batch], tuple[Tensor, Tensor]]
+    loss: Callable[[Batch], tuple[Tensor, Tensor]]; z: Tensor
     step: Callable[[Batch, float], tuple[Tensor, Tensor]]
-    z: Tensor
 
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
@@ -98,9 +97,11 @@ class Rainbow(OffPolicy):
         return self.values(obs).max(-1)
     def act(self, obs: Any, explore: bool = True, progress: float = 0.) -> Batch:
         "The best action each, under new noise"
-        eps = 0. if not explore else 1. if self.warm else 0. if self.cfg.noisy else epsilon(self.cfg, progress)
+        eps = 0. if not explore else 1. if self.warm else self.eps(progress)
         stir(self.rng if explore and not self.warm else None, self.q)
         return Batch(act=explored(self, obs, eps) if eps else self.values(obs).argmax(-1))
+    def eps(self, progress: float) -> float: return 0. if self.cfg.noisy else epsilon(self.cfg, progress)
+    def learn(self, buffer: Any, progress: float) -> dict[str, Any]: return super().learn(buffer, progress) | dict(eps=self.eps(progress))
 
 agents.add('rainbow', Rainbow)
 

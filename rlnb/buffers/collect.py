@@ -111,6 +111,12 @@ def _write(into: Any, obs: Any) -> None:
 # %% ../../nbs/20_buffers/50_collect.ipynb #78c081f3
 def _copied(x: Any) -> Any:
     return Batch({k: _copied(v) for k, v in x.items()}) if isinstance(x, dict) else np.array(x)
+def _laid(x: Any, as_in: Any) -> Any:
+    "Values of x in the memory layout of another observation"
+    if isinstance(x, dict): return Batch({k: _laid(v, as_in[k]) for k, v in x.items()})
+    out = np.empty_like(as_in) if isinstance(as_in, np.ndarray) else np.empty_like(x)
+    out[...] = x
+    return out
 
 @patch
 def begin(self: Collector, seed: int) -> None:
@@ -129,7 +135,7 @@ def state_dict(self: Collector) -> dict:
 def load_state_dict(self: Collector, d: dict) -> None:
     "Go on from there; worlds that can't be put back begin anew, from the seed they last began from"
     self.env.load_state_dict(d['env'])
-    self.obs, self.length, self.steps = _copied(d['obs']), np.array(d['length']), int(d['steps'])
+    self.obs, self.length, self.steps = _laid(d['obs'], self.obs), np.array(d['length']), int(d['steps'])
     self.sums, self.memory = {k: np.array(v) for k, v in d['sums'].items()}, tuple(np.array(m) for m in d['memory'])
     self.seed = int(d['seed'])
     if getattr(self.env, 'tier', 'exact') != 'exact': self.begin(self.seed)

@@ -11,6 +11,7 @@ import difflib
 import errno
 import importlib
 import re
+import traceback
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -44,6 +45,10 @@ class RlnbError(Exception):
     code: int = 70
 
     def __str__(self) -> str: return _line(super().__str__())
+    def _render_traceback_(self) -> list[str]:
+        "What IPython shows: the line alone, unless something else stands behind it; `%debug` goes to the place all the same"
+        if self.__cause__ is not None: return ''.join(traceback.format_exception(self)).splitlines()
+        return [f'{type(self).__name__}: {self}']
 
 # %% ../../nbs/00_core/00_errors.ipynb #9886d401
 class BadInput(RlnbError):

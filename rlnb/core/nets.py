@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from .errors import BadInput, RlnbError, did_you_mean
 from .product import Affine, Linear, wide
+from .through import Plain, Tanh
 
 # %% ../../nbs/00_core/60_nets.ipynb #12c606c0
-activations: dict[str, type[nn.Module]] = dict(tanh=nn.Tanh, relu=nn.ReLU, elu=nn.ELU, gelu=nn.GELU, silu=nn.SiLU)
+activations: dict[str, type[nn.Module]] = dict(tanh=Tanh, relu=nn.ReLU, elu=nn.ELU, gelu=nn.GELU, silu=nn.SiLU)
 
 def _act(name: str) -> nn.Module:
     if name not in activations: raise BadInput('act', repr(name), did_you_mean(name, activations) or f'one of {", ".join(activations)}')
@@ -51,7 +52,7 @@ def mlp(
         if norm: layers.append(nn.LayerNorm(b) if members is None else Norms(members, b))
         layers.append(_act(act))
     layers.append(_linear(sizes[-2], sizes[-1], gain, members))
-    return nn.Sequential(*layers) if members is None else Members(members, *layers)
+    return Plain(*layers) if members is None else Members(members, *layers)
 
 # %% ../../nbs/00_core/60_nets.ipynb #52355243
 def count(net: nn.Module) -> int:
@@ -163,9 +164,9 @@ _TANH, _RELU = lambda x: np.tanh(x, out=x), lambda x: np.maximum(x, 0, out=x)
 
 def _layers(net: nn.Module) -> list[tuple[nn.Module, Any]]:
     "(linear layer, in-place activation) of a plain network; empty if it is more than that"
-    if type(net) not in (nn.Sequential, Members): return []
-    kinds, known = list(net.children()), {nn.Tanh: _TANH, nn.ReLU: _RELU}
-    linear = (nn.Linear, Linear) if type(net) is nn.Sequential else (Linears,)
+    if type(net) not in (nn.Sequential, Plain, Members): return []
+    kinds, known = list(net.children()), {nn.Tanh: _TANH, Tanh: _TANH, nn.ReLU: _RELU}
+    linear = (Linears,) if type(net) is Members else (nn.Linear, Linear)
     plain = all(type(m) in linear and m.bias is not None for m in kinds[::2]) and all(type(m) in known for m in kinds[1::2])
     if len(kinds) % 2 == 0 or not plain: return []
     return list(zip(kinds[::2], [known[type(m)] for m in kinds[1::2]] + [None]))

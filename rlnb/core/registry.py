@@ -52,6 +52,7 @@ class Registry:
         self._meta: dict[str, dict[str, Any]] = {}
 
     add: Callable[..., Any]
+    drop: Callable[[str], None]
     plugins: Callable[..., 'list[Plugin]']
     get: Callable[..., Any]
     meta: Callable[..., dict[str, Any]]
@@ -75,6 +76,13 @@ def add(self: Registry, name: str, obj: Any = None, **meta: Any) -> Any:
         raise BadInput(self.kind, f"the name '{name}' is taken by {_address(self._objects[name])}")
     self._objects[name], self._meta[name] = obj, meta
     return obj
+
+# %% ../../nbs/00_core/10_registry.ipynb #e8667caa
+@patch
+def drop(self: Registry, name: str) -> None:
+    "Take an entry out again; what a plug-in declares stays"
+    if name not in self._objects: raise BadInput(self.kind, f'no {name!r} was entered', did_you_mean(name, self._objects))
+    del self._objects[name], self._meta[name]
 
 # %% ../../nbs/00_core/10_registry.ipynb #f62c5a95
 class Plugin(NamedTuple):

@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
@@ -134,12 +135,18 @@ def _number(x: Any) -> str:
     return '0' if out == '-0' else out
 
 # %% ../../nbs/00_core/05_text.ipynb #acb5b866
-def _attribute(k: str, v: object) -> str:
+@lru_cache(1000)
+def _named(k: str) -> str:
     name = k.rstrip('_').replace('_', '-')
-    if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9-]*', name) or re.match('on|href|src|style|xlink', name, re.I):
-        raise BadInput('svg', f'no attribute {name!r}', 'one that draws')
-    value = _number(v) if isinstance(v, (int, float, np.number)) else esc(v)
-    if not name.startswith('aria-') and re.search(r'(?i)url\s*\((?!#[\w-]+\)$)|script:', value):
+    if re.fullmatch(r'[a-zA-Z][a-zA-Z0-9-]*', name) and not re.match('on|href|src|style|xlink', name, re.I): return name
+    raise BadInput('svg', f'no attribute {name!r}', 'one that draws')
+
+_OUT = re.compile(r'(?i)url\s*\((?!#[\w-]+\)$)|script:')
+
+def _attribute(k: str, v: object) -> str:
+    name, number = _named(k), isinstance(v, (int, float, np.number))
+    value = _number(v) if number else esc(v)
+    if not number and not name.startswith('aria-') and _OUT.search(value):
         raise BadInput('svg', f'{name} leads out of the picture', 'url(#name) within it')
     return f' {name}="{value}"'
 
@@ -165,8 +172,8 @@ def decimate(xs: Any, ys: Any,
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = x[keep], y[keep]
     if len(y) <= n: return x, y
-    edges = np.linspace(0, len(y), n//2, dtype=int)
-    kept = {0, len(y) - 1} | {int(a + f(y[a:b])) for a, b in pairwise(edges) for f in (np.argmin, np.argmax)}
+    edges = np.linspace(0, len(y), n//2, dtype=int).tolist()
+    kept = {0, len(y) - 1} | {int(a + i) for a, b in pairwise(edges) for i in (y[a:b].argmin(), y[a:b].argmax())}
     at = sorted(kept)
     return x[at], y[at]
 
@@ -222,23 +229,30 @@ _RULES = [(re.compile(pattern, re.I | re.S), shown) for pattern, shown in (
     (r'\b(key\\?["\']?\s{0,3}[=:]\s{0,3}\\?["\']?)[0-9a-f]{32,}\b', r'\1***'))]   # a bare key in hexadecimal, as Kaggle and W&B write it
 
 # %% ../../nbs/00_core/05_text.ipynb #78599d90
-def _redact_text(s: str) -> str:
-    known = {v for k, v in os.environ.items() if len(v) >= 6 and _ENV_NAME.search(k)}
-    for v in sorted(known | {quote(v, safe='') for v in known}, key=len, reverse=True): s = s.replace(v, '***')
+def _known() -> list[str]:
+    "The secrets of the environment, as they are and as they stand in a URL, the longest first"
+    found = {v for k, v in os.environ.items() if len(v) >= 6 and _ENV_NAME.search(k)}
+    return sorted(found | {quote(v, safe='') for v in found}, key=len, reverse=True)
+
+def _redact_text(s: str, known: list[str]) -> str:
+    for v in known: s = s.replace(v, '***')
     for pattern, put in _RULES: s = pattern.sub(put, s)
     return s
 
 # %% ../../nbs/00_core/05_text.ipynb #ff31e2a9
 def redact(x: Any) -> Any:
     "Take secrets out of a text, or out of everything in a dictionary or list"
-    if isinstance(x, str): return _redact_text(x)
-    if isinstance(x, bytes): return _redact_text(x.decode('utf-8', 'surrogateescape')).encode('utf-8', 'surrogateescape')
+    return _redact(x, _known())
+
+def _redact(x: Any, known: list[str]) -> Any:
+    if isinstance(x, str): return _redact_text(x, known)
+    if isinstance(x, bytes): return _redact_text(x.decode('utf-8', 'surrogateescape'), known).encode('utf-8', 'surrogateescape')
     if isinstance(x, Mapping):
         hidden = lambda k, v: isinstance(k, str) and _SECRET_NAME.search(k) and not (v is None or v == '' or isinstance(v, bool))
-        return {redact(k): '***' if hidden(k, v) else redact(v) for k, v in x.items()}
+        return {_redact(k, known): '***' if hidden(k, v) else _redact(v, known) for k, v in x.items()}
     if isinstance(x, (list, tuple, set, frozenset)):
         xs = list(x)
         flag = [isinstance(a, str) and bool(_SECRET_FLAG.match(a)) for a in [None, *xs[:-1]]]
-        out = ['***' if f and isinstance(a, str) and not a.startswith('-') else redact(a) for f, a in zip(flag, xs)]
+        out = ['***' if f and isinstance(a, str) and not a.startswith('-') else _redact(a, known) for f, a in zip(flag, xs)]
         return out if isinstance(x, list) else type(x)(out) if type(x) in (set, frozenset) else tuple(out)
     return x

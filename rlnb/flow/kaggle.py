@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'T4X2', 'slug_of', 'Kernel', 'Plan', 'call', 'push_plan', 'status', 'fetch', 'twin', 'chain', 'data_plan',
-           'run_plan', 'worker_words', 'typed']
+           'run_plan', 'typed']
 
 # %% ../../nbs/70_flow/60_kaggle.ipynb #9253754c
 import argparse
@@ -212,13 +212,6 @@ def run_plan(id: str, run: Run, message: str = '') -> Plan:
     if is_locked(run.path/'LOCK'): raise BadInput('run', f'{run.name} is being trained', 'a run that stands still: rlnb stop RUN')
     files, up = _dataset(id, run.path, message, '-r', 'zip')
     return Plan(files, [up])
-
-# %% ../../nbs/70_flow/60_kaggle.ipynb #ef34f749
-def worker_words(run: str | Path, gpus: int = 1) -> list[str]:
-    "The command that trains a run, on several devices if asked"
-    if gpus < 1: raise BadInput('gpus', f'{gpus}', 'at least 1')
-    many = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}'] if gpus > 1 else []
-    return [sys.executable, *many, '-m', 'rlnb.train.worker', str(run)]
 
 # %% ../../nbs/70_flow/60_kaggle.ipynb #2880bb86
 def typed(a: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ __all__ = ['COLORS', 'Curve', 'ticks', 'chart']
 
 # %% ../../nbs/80_panels/10_chart.ipynb #a8115b64
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,14 @@ def _height(curves: Sequence[Curve]) -> tuple[float, float]:
     low, high = _span([v for c in curves for v in (c.low, c.high, (lo, hi))])
     return max(low, lo - (hi - lo)/2), min(high, hi + (hi - lo)/2)
 
-def _points(x: Any, y: Any) -> str: return ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, y))
+
+# %% ../../nbs/80_panels/10_chart.ipynb #f90a6b71
+def _path(x: Any, y: Any, **look: object) -> Html:
+    "A line through places in pixels; its width and dashes are given in tenths"
+    p = np.rint(10*np.c_[x, y]).astype(int)
+    steps = np.diff(p, axis=0)
+    d = ' '.join(f'{a} {b}' for a, b in steps[steps.any(1)].tolist()) or '0 0'
+    return svg('path', d=f'M{p[0, 0]} {p[0, 1]}l{d}'.replace(' -', '-'), transform='scale(.1)', **look)
 
 # %% ../../nbs/80_panels/10_chart.ipynb #6b5bb140
 def _pieces(x: np.ndarray, y: np.ndarray, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -80,13 +88,13 @@ def _line(c: Curve, sx: _Scale, sy: _Scale, n: int) -> list[Html]:
     if c.low is not None:
         (a, low), (b, high) = decimate(x, c.low, n//2), decimate(x, c.high, n//2)
         edge = sy(np.clip(np.r_[low, high[::-1]], sy.lo, sy.hi))
-        out.append(svg('polygon', points=_points(sx(np.r_[a, b[::-1]]), edge), fill=color, fill_opacity=.18))
+        out.append(_path(sx(np.r_[a, b[::-1]]), edge, fill=color, fill_opacity=.18))
     if c.faint is not None:
         for a, b in _pieces(x, np.asarray(c.faint, float), n//2):
-            out.append(svg('polyline', points=_points(sx(a), sy(b)), fill='none', stroke=color, stroke_opacity=.3, stroke_width=1))
+            out.append(_path(sx(a), sy(b), fill='none', stroke=color, stroke_opacity=.3, stroke_width=10))
     for a, b in _pieces(x, y, n):
         if len(a) == 1: out.append(svg('circle', cx=float(sx(a)[0]), cy=float(sy(b)[0]), r=2.5, fill=color))
-        else: out.append(svg('polyline', points=_points(sx(a), sy(b)), fill='none', stroke=color, stroke_width=1.7, stroke_dasharray=dash))
+        else: out.append(_path(sx(a), sy(b), fill='none', stroke=color, stroke_width=17, stroke_dasharray=dash and re.sub(r'(\d+)', r'\g<1>0', dash)))
     for v in x[np.isinf(y)][:20]: out.append(svg('text', '×', x=float(sx(v)), y=sy.start - 3, fill='#D55E00', font_size=13, text_anchor='middle'))
     return out
 
@@ -117,7 +125,7 @@ def chart(curves: Sequence[Curve],
 def _said(c: Curve) -> str:
     y = np.asarray(c.y, float)
     y = y[np.isfinite(y)]
-    return f'{c.name} from {si(y[0])} to {si(y[-1])}, between {si(y.min())} and {si(y.max())}'
+    return f'{c.name or "a curve"} from {si(y[0])} to {si(y[-1])}, between {si(y.min())} and {si(y.max())}'
 
 def _cut(c: Curve, within: tuple[float, float] | None) -> Curve:
     "The part of a curve that is looked at"
@@ -130,12 +138,12 @@ def _cut(c: Curve, within: tuple[float, float] | None) -> Curve:
 def _axes(sx: _Scale, sy: _Scale, xlabel: str, w: int, h: int) -> list[Html]:
     "Lines and numbers"
     rows, places = ticks(sy.lo, sy.hi, max(3, h//55)), ticks(sx.lo, sx.hi, max(2, w//110))
-    lines = [svg('line', x1=sx.start, x2=sx.end, y1=float(sy(v)), y2=float(sy(v))) for v in rows]
+    lines = ''.join(f'M{sx.start:g} {sy(v):.2f}H{sx.end:g}' for v in rows)
     left = [svg('text', _tick(v), x=sx.start - 6, y=float(sy(v)) + 4) for v in rows]
     below = [svg('text', _tick(v), x=float(sx(v)), y=h - 11) for v in places]
     pale = dict(fill='currentColor', fill_opacity=.75)
     name = [svg('text', xlabel, x=sx.end, y=h - 1, text_anchor='end', font_size=10, **pale)] if xlabel else []
-    return [svg('g', *lines, stroke='currentColor', stroke_opacity=.15), svg('g', *left, text_anchor='end', **pale),
+    return [svg('path', d=lines, stroke='currentColor', stroke_opacity=.15), svg('g', *left, text_anchor='end', **pale),
             svg('g', *below, text_anchor='middle', **pale), *name]
 
 def _tick(v: float) -> str: return '0' if v == 0 else si(v).replace('-', '−')

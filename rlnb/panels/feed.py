@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import RlnbError, one_line
-from ..runs.curves import columns
+from ..runs.curves import columns, names_in
 from ..runs.glance import glance
 from ..runs.run import Run
 import rlnb.runs.keep     # noqa: F401  gives `Run` its checkpoints
@@ -31,6 +31,7 @@ class Tail:
         self.path, self.at, self.size, self.whole = path, 0, -1, True
         self.cols: dict[str, np.ndarray] = {}       # replaced, never changed
         self.lock = threading.Lock()                # for whoever replaces them
+        self.keys: tuple[float, set[str]] = 0, set()        # found in its rows; the size at which it is worth to look again
 
     def poll(self) -> bool:
         "Read what is new; was there something?"
@@ -59,6 +60,11 @@ class Tail:
         cols = self.cols                            # once: a poll may put others there
         there = ~np.isnan(cols[key])
         return cols['step'][there], cols[key][there]
+    def names(self) -> set[str]:
+        "What its rows have; looked for anew when the file has grown by a fifth"
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size > self.keys[0]: self.keys = 1.2*size, self.keys[1] | names_in(self.path)
+        return self.keys[1]
 
 # %% ../../nbs/80_panels/20_feed.ipynb #dcbc1501
 class Feed:
@@ -125,7 +131,7 @@ def session_left(environ: Any = os.environ) -> float | None:
 # %% ../../nbs/80_panels/20_feed.ipynb #0b711f19
 class Watcher:
     "Calls panels now and then, from a thread"
-    every = .5          # seconds between two calls
+    every, patience = .5, 5.    # seconds between two calls, and after one that failed
 
     def __init__(self) -> None:
         self.due: dict[Any, float] = {}                     # weak method → when
@@ -149,7 +155,7 @@ class Watcher:
             look, began, cpu = ref(), time.monotonic(), time.thread_time()
             more: Any = False
             try: more = look() if look else False
-            except Exception as e: self.errors = [*self.errors[-9:], one_line(e)]
+            except Exception as e: self.errors, more = [*self.errors[-9:], one_line(e)], self.patience     # a network drive may be there again then
             spent = time.thread_time() - cpu
             self.cpu += spent
             with self.lock:

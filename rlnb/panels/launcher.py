@@ -24,7 +24,7 @@ from .form import Form
 from .live import at_once
 from .markup import STYLE, el, note, page, show, view
 from .monitor import Monitor
-from ..runs.run import Run
+from ..runs.run import Run, find
 from ..runs.state import LIVE
 from ..train.experiment import Experiment, find_agent, resolve, seeds_of
 from ..train.launch import launch
@@ -79,7 +79,7 @@ class Launcher:
     _remember: Callable[[Experiment], None]
     _remembered: Callable[[], dict[str, Any]]
     _show: Callable[[], None]
-    _unlock: Callable[[], None]
+    _lock: Callable[..., None]
     _button: Callable[..., Any]
     runs: list[Run]
 
@@ -87,13 +87,12 @@ class Launcher:
         import ipywidgets as w
         find_agent('ppo')
         from rlnb.agents.base import agents
-        self.root, self.runs, self.busy = Path(root), [], threading.RLock()
+        self.root, self.runs, self.busy = Path(root), _alive(Path(root)), threading.RLock()
         last = self._remembered() | settings
         def field(kind: Any, name: str, value: Any, tip: str, **kw: Any) -> Any:
             return kind(value=value, description=name, tooltip=tip, layout=w.Layout(width='340px'), **kw)
         self.agent = field(w.Dropdown, 'agent', last.get('agent', 'ppo'), 'which algorithm', options=list(agents))
-        world, offered = last.get('env', 'rlnb/CartPole-v1'), worlds(self.agent.value)
-        self.env = field(w.Combobox, 'world', world, 'an id of Gymnasium or of rlnb', options=offered, ensure_option=False)
+        self.env = field(w.Combobox, 'world', last.get('env', 'rlnb/CartPole-v1'), 'an id of Gymnasium or of rlnb', options=worlds(self.agent.value))
         self.steps = field(w.IntText, 'steps', last.get('steps', 100_000), 'environment steps in all')
         self.seeds = field(w.Text, 'seeds', last.get('seeds', '0'), 'one, or several: 0-4 or 1,3,7')
         self.name = field(w.Text, 'name', '', 'of the run; one is made if there is none')
@@ -107,6 +106,7 @@ class Launcher:
         self.rebuild(last.get('agent_cfg'), last.get('run_cfg'))
         for part in (self.agent, self.env, self.presets): part.observe(lambda _: self.rebuild(), 'value')
         for part in (self.steps, self.seeds, self.name): part.observe(lambda _: self.redraw(), 'value')
+        if self.runs: self._show()
 
 # %% ../../nbs/80_panels/55_launcher.ipynb #1d095bd9
 _DOES = dict(Start='train in a process of its own', Check='train for two seconds and say what the run would take',
@@ -162,7 +162,7 @@ def check(self: Launcher) -> threading.Thread:
     show(self.found, page(note('measuring…')))
     def work() -> None:
         try: show(self.found, page(el('pre', said(preflight(exp, root=self.root), session_left()))))
-        except RlnbError as e: show(self.found, page(note(str(e), kind='bad')))
+        except Exception as e: show(self.found, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
@@ -180,29 +180,35 @@ def start(self: Launcher) -> list[Run]:
             plain = exp.to_dict()
             settings = {k: v for k, v in plain.items() if k not in ('agent', 'env', 'steps', 'seed', 'agent_cfg', 'group')} | plain['agent_cfg']
             name = self.name.value if len(seeds) == 1 else ''
-            self.runs = [launch(exp.agent, exp.env, exp.steps, self.root, name, presets=False, seed=s, group=group, **settings) for s in seeds]
-            for form in (self.of_agent, self.of_run): form.lock()
+            self.runs = []
+            for s in seeds: self.runs.append(launch(exp.agent, exp.env, exp.steps, self.root, name, presets=False, seed=s, group=group, **settings))
             self._remember(exp)
-            self._show()
-        except (RlnbError, OSError, ValueError) as e:
-            show(self.word, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
-            self.go.disabled = False
+        except (RlnbError, OSError, ValueError) as e: show(self.word, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
+        if self.runs: self._show()                             # also where one of several could not begin
+        else: self.go.disabled = False
     return self.runs
 
 # %% ../../nbs/80_panels/55_launcher.ipynb #694bb773
 @patch
 def _show(self: Launcher) -> None:
     "The runs that were begun, and a way to begin others"
-    another = self._button('Launch another', self._unlock)
-    if len(self.runs) == 1: self.below.children = [another, Monitor(self.runs[0]).box]
-    else:
-        self.below.children = [another, Comparer(self.runs).box]
+    self._lock()
+    another = self._button('Launch another', lambda: self._lock(False))
+    self.below.children = [another, (Monitor(self.runs[0]) if len(self.runs) == 1 else Comparer(self.runs)).box]
 
 @patch
-def _unlock(self: Launcher) -> None:
-    self.runs, self.below.children = [], []
-    for form in (self.of_agent, self.of_run): form.lock(False)
+def _lock(self: Launcher, locked: bool = True) -> None:
+    "Let nobody change what is being trained; or let go of it, for something else"
+    if not locked: self.runs, self.below.children = [], []
+    for form in (self.of_agent, self.of_run): form.lock(locked)
+    for part in (self.agent, self.env, self.steps, self.seeds, self.name, self.presets): part.disabled = locked
     self.redraw()
+
+def _alive(root: Path) -> list[Run]:
+    "The runs that this notebook began last, if they still train"
+    try: begun = [find(str(n), root) for n in _kept(root).get(_notebook(), {}).get('runs', [])]
+    except (RlnbError, OSError, TypeError): return []
+    return [r for r in begun if r.phase in LIVE]
 
 # %% ../../nbs/80_panels/55_launcher.ipynb #9027b441
 def _file(root: Path) -> Path: return root/'.launcher.json'
@@ -213,6 +219,7 @@ def _remember(self: Launcher, exp: Experiment) -> None:
     "Keep what was started, for the next time in this notebook"
     all_ = _kept(self.root)
     keep = dict(agent=exp.agent, env=exp.env, steps=exp.steps, seeds=self.seeds.value, agent_cfg=exp.to_dict()['agent_cfg'],
+                runs=[r.name for r in self.runs],
                 run_cfg={k: v for k, v in exp.to_dict().items() if k not in _RUN_FIELDS})
     write_json(_file(self.root), all_ | {_notebook(): keep})
 

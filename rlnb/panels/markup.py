@@ -79,7 +79,7 @@ _PHASES = dict(new='#6b6b6b', starting='#7a5a00', running='#00664d', paused='#7a
 
 def badge(phase: str) -> Html:
     "A phase, as a label"
-    return el('span', phase, cls='rlnb-badge', style=f'background:{_PHASES.get(phase, "#4a4a4a")}', role='status', aria_live='polite')
+    return el('span', phase, cls='rlnb-badge', style=f'color:#fff;background:{_PHASES.get(phase, "#4a4a4a")}', role='status', aria_live='polite')
 
 def note(*parts: object, kind: str = '') -> Html:
     "A message: '', good, warn or bad"

@@ -46,7 +46,7 @@ def allowed(phase: str, waited: float = 0.) -> tuple[str, ...]:
     on = BUTTONS.get(phase, ())
     return (*on, 'kill') if waited > _GRACE and 'stop' in on else on
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #d49ee840
+# %% ../../nbs/80_panels/40_monitor.ipynb #1a810759
 class Monitor:
     "A run, to be watched and steered"
     press: Callable[..., Any]
@@ -54,7 +54,7 @@ class Monitor:
     look: Callable[[], Any]
     snapshot: Callable[[], None]
     twin: Any = None
-    saving, stale, drawn = False, False, 0.       # was a checkpoint asked for? Does the pane lack something? When was it drawn?
+    saving, fresh, stale, drawn, shown, due = False, False, False, 0., 0., 0.     # asked to save; curve, pane lack something; times
     doors: dict[str, Callable[[Run], Any]] = {}   # other panels on the same run, each in a drawer
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
@@ -106,10 +106,11 @@ def _setter(self: Monitor) -> tuple[Any, Any, Any]:
 def _foot(self: Monitor) -> Html:
     "The way round a busy kernel"
     name, root = shlex.quote(self.run.name), shlex.quote(str(self.run.path.parent))
-    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}')
+    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}'), \
+        '. Buttons that are marked as broken belong to a kernel that is gone: run this cell again, the run goes on.'
     return page(el('div', *words, cls='rlnb-dim'), self.curve.words())
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #378abcbf
+# %% ../../nbs/80_panels/40_monitor.ipynb #2666b119
 @patch
 def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
     "Bring the widgets up to date with the feed"
@@ -122,13 +123,15 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
             if b.disabled != (k not in on): b.disabled = k not in on
         if force or 'state' in new: self._fixes(phase)
         if self.set.disabled != (phase not in ('running', 'paused')): self.set.disabled = not self.set.disabled
-        if force or {'rows', 'events'} & set(new):
+        self.fresh, self.stale = self.fresh or bool({'rows', 'events'} & set(new)), self.stale or bool(new) or self.which.value == 'system'
+        turn = self.stale and time.monotonic() - self.drawn > 1.5      # curve and pane take turns: a refresh stays small
+        if force or (self.fresh and not turn):
+            self.fresh = False
             x = self.feed.rows.cols['step']
             a, b = self.part.value
             within = (float(x[-1])*a/100, float(x[-1])*b/100) if len(x) and (a, b) != (0, 100) else None
             self.curve.draw(returns(self.feed, self.share.value), 'return', marks(self.feed), within)
-        self.stale = self.stale or bool(new) or self.which.value == 'system'
-        if force or (self.stale and time.monotonic() - self.drawn > 1.5):
+        if force or turn:
             self.drawn, self.stale = time.monotonic(), False
             show(self.pane, page(PANES[self.which.value](self.feed)))
         show(self.word, page(self.said) if self.said else '')
@@ -141,7 +144,10 @@ def look(self: Monitor) -> Any:
     "What the watcher calls: look for what is new and draw it; seldom, once the run has ended"
     with self.lock:
         self.draw(self._news())
-        return None if self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
+        if self.twin and time.monotonic() > self.due:
+            self.due = 2*time.monotonic() - self.shown
+            threading.Thread(target=self.snapshot, daemon=True).start()
+        return None if self.fresh or self.feed.state['phase'] in ('starting', 'running', 'paused', 'stopping') else 2.
 
 @patch
 def _news(self: Monitor) -> set[str]:
@@ -266,7 +272,8 @@ def _ipython_display_(self: Monitor) -> None:
     from IPython.display import display
 
     display(self.box)
-    self.twin = display(Twin(self.run), display_id=True)
+    self.twin, self.shown = display(Twin(self.run), display_id=True), time.monotonic()
+    self.due = self.shown + 5
 
 @patch
 def snapshot(self: Monitor) -> None:

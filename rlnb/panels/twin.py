@@ -9,6 +9,7 @@ __all__ = ['front', 'line', 'follow', 'Twin', 'Still']
 import base64
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -57,6 +58,8 @@ def follow(run: Run, every: float = 5.) -> Run:
         time.sleep(.1)
 
 # %% ../../nbs/80_panels/38_twin.ipynb #a3b3295a
+_DRAWING = threading.Lock()         # matplotlib has one style at a time
+
 class Twin:
     "A run as an ordinary output"
     def __init__(self, run: Run): self.run = run
@@ -71,7 +74,7 @@ class Twin:
         cols, _ = columns(path, ['episode/return', 'episode/return/n'])
         if not np.isfinite(cols['episode/return']).any(): return b''
         out = io.BytesIO()
-        picture(cols, ['episode/return'], self.run.name).savefig(out, format='png', dpi=90)
+        with _DRAWING: picture(cols, ['episode/return'], self.run.name).savefig(out, format='png', dpi=90)
         return out.getvalue()
     def html(self, png: bytes = b'') -> Html:
         "What counts, with the picture within"

@@ -22,7 +22,8 @@ from ..core.io import make_dir, open_regular, to_json, write_bytes
 from ..core.text import decimate
 
 # %% ../../nbs/40_runs/50_curves.ipynb #a8a780f2
-_BLOCK = 8 << 20
+_BLOCK = 8 << 20         # bytes that are read as a matter of course
+_PIECE = 1 << 18         # bytes that are parsed at a time
 _PARTS = ('mean', 'min', 'max', 'n')
 
 def _rows(lines: list[bytes]) -> tuple[list[dict[str, Any]], list[int]]:
@@ -94,10 +95,10 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/40_runs/50_curves.ipynb #66479b25
 def _blocks(path: Path, at: int) -> Iterator[tuple[bytes, int]]:
-    "Whole lines from an offset on, about 8 MB at a time, and where they begin"
+    "Whole lines from an offset on, a piece at a time, and where they begin"
     with open_regular(path) as f:
         f.seek(at)
-        while data := f.read(_BLOCK):
+        while data := f.read(min(_BLOCK, _PIECE)):
             data += f.readline()
             data = data[:data.rfind(b'\n') + 1]
             if data: yield data, at
@@ -210,7 +211,7 @@ def names_in(path: Path) -> set[str]:
     with open_regular(path) as f:
         lines = [f.readline() for _ in range(50)]
         f.seek(max(0, path.stat().st_size - (1 << 16)))
-        rows, _ = _rows([*lines, *f.read().split(b'\n')])
+        rows, _ = _rows([*(x for x in lines if x.endswith(b'\n')), *f.read().split(b'\n')[1:-1]])
     return {k for r in rows for k in r}
 
 # %% ../../nbs/40_runs/50_curves.ipynb #29c9ddfd

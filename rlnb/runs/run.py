@@ -13,7 +13,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core.errors import BadInput, RlnbError, did_you_mean, plain
-from ..core.io import contained, make_dir, open_regular, read_json, unique_dir, write_json
+from ..core.io import Damaged, contained, make_dir, open_regular, read_json, unique_dir, write_json
 from ..core.rows import read_jsonl
 from ..core.text import slug, sparkline, table
 from .events import read_events
@@ -71,7 +71,8 @@ class Run(Verbs):
         return self._json('result.json')
     def _json(self, name: str) -> dict[str, Any]:
         f = self.path/name
-        return read_json(f) if f.exists() else {}
+        if not isinstance(found := read_json(f) if f.exists() else {}, dict): raise Damaged(f, f'it holds a {type(found).__name__}')
+        return found
 
     @property
     def state(self) -> dict[str, Any]:
@@ -140,22 +141,47 @@ def find(name: str | Path | Run, root: str | Path = 'runs') -> Run:
     near = did_you_mean(name, (r.name for r in runs(root))) or f"`rlnb runs --root {plain(root)}` lists them"
     raise BadInput('run', f'there is no run {plain(name)!r} in {plain(root)}', near)
 
+# %% ../../nbs/40_runs/10_run.ipynb #c6700be8
+_SHORT = 1 << 18       # bytes of a file that is read whole
+
+def _some(path: Path, points: int) -> list[dict[str, Any]]:
+    "About so many rows, evenly spread, and the last ones"
+    size = path.stat().st_size if path.exists() else 0
+    if size <= _SHORT: return read_jsonl(path)[0]
+    rows: list[dict[str, Any]] = []
+    last = size - _SHORT//4
+    for i in range(points): rows += read_jsonl(path, _begin(path, last*i//points), size=1)[0]
+    return rows + read_jsonl(path, _begin(path, last))[0]
+
+def _begin(path: Path, at: int) -> int:
+    "Where the first row behind this byte begins"
+    with open_regular(path) as f:
+        f.seek(max(at - 1, 0))
+        if at: f.readline()
+        return f.tell()
+
+def _curve(run: Run, points: int = 200) -> tuple[list[int], list[float]]:
+    "Returns over steps, of all rows or of some"
+    pairs = [(r['step'], x) for r in _some(run.path/'metrics.jsonl', points)
+             if isinstance(r.get('step'), int) and (x := _number(r.get('episode/return'))) is not None]
+    return [s for s, _ in pairs], [v for _, v in pairs]
+
 # %% ../../nbs/40_runs/10_run.ipynb #3a7ef31d
 def _facts(run: Run) -> list[tuple[str, Any]]:
-    "What one wants to know of a run at a glance"
+    "What one wants to know of a run, without reading all of it"
     e, r, s = run.config.get('experiment', {}), run.result, run.state
-    steps, returns = run.metrics('episode/return')
+    steps, returns = _curve(run, 1)
     ret = r.get('return') if s['phase'] in ('new', 'finished', 'stopped') else None
     good = f'{returns[-1]:.1f}' if returns else ''
     if ret: good = f"{ret['mean']:.1f} [{ret['low']:.1f}, {ret['high']:.1f}] over {ret['n']} {ret['over']}"
     done = max(r.get('steps', 0), s['step'], steps[-1] if steps else 0)
-    why = s.get('error', {}).get('cause', '') if s['phase'] == 'failed' else ''
+    why = (s.get('error') or {}).get('cause', '') if s['phase'] in ('failed', 'lost') else r.get('why', '') if s['phase'] == 'stopped' else ''
     return [('run', run.name), ('agent', e.get('agent', '?')), ('world', e.get('env', '?')), ('seed', e.get('seed', '?')), ('steps', done),
             ('phase', r.get('phase', 'new') if s['phase'] == 'new' else s['phase']), ('return', good), *([('cause', why)] if why else [])]
 
 @patch
 def _repr_html_(self: Run) -> str:
-    steps, returns = self.metrics('episode/return')
+    steps, returns = _curve(self)
     curve = [('curve', sparkline(steps, returns, w=240, h=48, label='return'))] if returns else []
     return table([*_facts(self), *curve], ['', ''], fmt='html')
 

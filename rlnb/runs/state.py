@@ -76,6 +76,11 @@ def _why(s: dict[str, Any]) -> str:
     short = 0 <= s.get('oom', -1) < oom_kills()
     return 'its process was killed from outside' + (': memory ran out, the system has ended a process since this one began' if short else '')
 
+def _reads(file: Path, s: dict[str, Any]) -> bool:
+    "Does the file still say so?"
+    with suppress(RlnbError): return bool(read_json(file) == s)
+    return False
+
 def read_state(path: str | Path, patience: float = 60.) -> dict[str, Any]:
     "What a run is doing; `phase` is 'new' before anybody began, and 'lost' where the writer is gone"
     path = Path(path)
@@ -85,4 +90,5 @@ def read_state(path: str | Path, patience: float = 60.) -> dict[str, Any]:
     numbers = isinstance(s, dict) and all(isinstance(s.get(k, 0), int) for k in ('pid', 'step', 'beat', 'oom'))
     if not numbers or s.get('phase') not in [*LIVE, *ENDED]: return dict(phase='lost', step=0, unreadable=True)
     if s['phase'] not in LIVE or not _gone(path, s, patience): return {'step': 0, **s}
+    if not _reads(path/'state.json', s): return read_state(path, patience)           # it has ended well between our two looks
     return {'step': 0, **s, 'phase': 'lost', 'error': dict(cause=_why(s), where='log.txt')}

@@ -6,6 +6,7 @@
 __all__ = ['CancelFit', 'Enough', 'Callback', 'Callbacks']
 
 # %% ../../nbs/50_train/10_callback.ipynb #2386433b
+from time import perf_counter
 from typing import Any
 
 # %% ../../nbs/50_train/10_callback.ipynb #298d856d
@@ -16,16 +17,17 @@ class Enough(CancelFit):
     "Raised when the run has what it wanted: it is finished, not stopped"
 
 class Callback:
-    "Override any moment; `t` is the trainer. What it remembers between moments belongs into its state"
+    "Override any moment; `t` is the trainer. What it remembers between moments belongs into its state. Who returns False there is asked no more"
     order = 0      # smaller comes first
+    paced = False  # after an update it only looks at the clock: twenty times a second is enough, and at the last step
 
-    def before_fit(self, t: Any) -> None:
+    def before_fit(self, t: Any) -> bool | None:
         "Once, before the first step"
-    def after_collect(self, t: Any) -> None:
+    def after_collect(self, t: Any) -> bool | None:
         "Steps were counted, nothing is learned yet"
-    def after_learn(self, t: Any) -> None:
+    def after_learn(self, t: Any) -> bool | None:
         "The update is done"
-    def after_fit(self, t: Any) -> None:
+    def after_fit(self, t: Any) -> bool | None:
         "Once, whatever happened"
     def state_dict(self) -> dict:
         "What must survive an interruption"
@@ -41,14 +43,23 @@ class Callbacks:
     def __init__(self, cbs: Any = ()):
         self.cbs: tuple[Callback, ...] = tuple(sorted(cbs, key=lambda c: c.order))
         self.whom = {m: [c for c in self.cbs if _acts(c, m)] for m in ('before_fit', 'after_collect', 'after_learn', 'after_fit')}
+        self.prompt, self.due = [c for c in self.whom['after_learn'] if not c.paced], 0.       # asked always; when the others are asked again
 
     def __call__(self, moment: str, t: Any) -> None:
         "Ask everybody; the first CancelFit is raised after all were asked"
-        cancel = None
-        for c in self.whom[moment]:
-            try: getattr(c, moment)(t)
+        cancel, whom = None, self.whom[moment]
+        if moment == 'after_learn' and len(self.prompt) < len(whom):
+            if (now := perf_counter()) < self.due and t.step < t.target: whom = self.prompt
+            else: self.due = now + .05
+        for c in whom:
+            try:
+                if getattr(c, moment)(t) is False: self._dismiss(c, moment)
             except CancelFit as e: cancel = cancel or e
         if cancel: raise cancel
+
+    def _dismiss(self, c: Callback, moment: str) -> None:
+        self.whom[moment] = [x for x in self.whom[moment] if x is not c]
+        if moment == 'after_learn': self.prompt = [x for x in self.prompt if x is not c]
 
     def state_dict(self) -> dict:
         "By class name, numbered where a class is there twice; who has nothing to remember leaves no trace"

@@ -55,6 +55,7 @@ class Experiment(Config):
     patience: int = param(0, 'End after so many looks without a better one; 0: never', lo=0)
     min_episodes: int = param(0, 'Judge nothing before so many episodes', lo=0)
     tensorboard: bool = param(False, 'Mirror the rows for TensorBoard, in tb/')
+    wandb: str = param('', 'Mirror the rows to this project at Weights & Biases; empty: not')
     on_trouble: str = param('stop', 'When the policy hardens, strays or no longer moves', choices=('stop', 'pause', 'warn'))
     adapt: str = param('', 'Let the step size follow the KL of the updates, or the looks', choices=('', 'kl', 'plateau'))
 
@@ -76,6 +77,7 @@ def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def resolve(said: Mapping[str, Any], presets: bool = True) -> Experiment:
     "The experiment that was said, from its preset on"
     agent, env = said.get('agent', 'ppo'), said.get('env', 'rlnb/CartPole-v1')
+    if not isinstance(agent, str): raise BadInput('agent', f'a {type(agent).__name__}', "the name of one")
     return Experiment.from_dict(merged(preset(agent, env) if presets and isinstance(env, str) else {}, said))
 
 # %% ../../nbs/50_train/40_experiment.ipynb #a187c8df

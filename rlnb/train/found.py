@@ -9,7 +9,9 @@ __all__ = ['mark', 'moved', 'probe', 'settled', 'sealed', 'unchanged']
 from dataclasses import replace
 from typing import Any
 
+from ..core import ranks
 from ..core.device import drift, fingerprint
+from ..core.errors import BadInput
 from ..core.io import Damaged, digest, read_json, write_json
 from ..runs.events import read_events
 from ..runs.run import Run
@@ -31,12 +33,15 @@ def probe(run: Run, exp: Experiment, t: Trainer) -> dict[str, Any]:
     if (f := run.path/'probe.json').exists():
         found = read_json(f)
         _believe(t.env, found['tier'])
+        if (n := found.get('processes', 1)) != ranks.world():
+            raise BadInput('processes', f'{ranks.world()}, but the run is trained by {n}', f'{n}: resume() starts as many')
         return found
     tier = getattr(t.env, 'tier', 'exact')
     rows = exp.num_envs*t.agent.collect_steps
     every = exp.checkpoint_every or (max(exp.steps//20, rows) if tier == 'boundary' else 0)
     found = dict(tier=tier, checkpoint_every=every, seeds=t.seeds, fingerprint=mark(exp))
     if (exp.env_kw or {}).get('workers') == 'probe': found['workers'] = _workers(t.env)
+    if ranks.world() > 1: found['processes'] = ranks.world()
     write_json(f, found)
     return found
 

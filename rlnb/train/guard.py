@@ -123,11 +123,11 @@ class Guard(Callback):
     def load_state_dict(self, d: dict) -> None:
         "Take it over"
         for k, v in d.items(): setattr(self, k, type(getattr(self, k))(v))
-    def after_collect(self, t: Any) -> None:
+    def after_collect(self, t: Any) -> bool:
         "The entropy of the policy that collected the first rollout"
-        if self.first: return
-        logp = (getattr(t.buffer, 'np', None) or {}).get('logp')
-        self.first = dict(entropy=float(-logp.mean())) if logp is not None else dict(none=0.)
+        logp = None if self.first else (getattr(t.buffer, 'np', None) or {}).get('logp')
+        self.first = self.first or (dict(entropy=float(-logp.mean())) if logp is not None else dict(none=0.))
+        return False
 
 # %% ../../nbs/50_train/24_guard.ipynb #7fb9841f
 @patch
@@ -135,22 +135,24 @@ def after_learn(self: Guard, t: Any) -> None:
     "Judge the update"
     for e in t.episodes: self._book(e['return'])
     due = t.iter <= _EVERY or t.step//_STEPS != t.begun//_STEPS      # short iterations are not all looked at
-    fresh = due and t.metrics is not self.seen
-    if not fresh and not t.episodes: return
-    if fresh: t.metrics = self.seen = fetch(t.metrics)
-    look = fresh and (t.iter <= _EVERY or t.iter % _EVERY == 0)
+    if not due or t.metrics is self.seen:
+        if t.episodes and (bad := nonfinite({}, t.episodes)): self._diverged(t, bad)
+        return
+    t.metrics = self.seen = fetch(t.metrics)
+    look = t.iter <= _EVERY or t.iter % _EVERY == 0
     now = {k: float(o.vec.sum()) for k, o in t.agent.opts.items()} if look else {}
-    bad = nonfinite(t.metrics if fresh else {}, t.episodes)
+    bad = nonfinite(t.metrics, t.episodes)
     if bad or not all(map(math.isfinite, now.values())): self._diverged(t, bad)
-    for sign in self._signs(t, now) if fresh and t.metrics else (): self._tell(t, *sign)
+    for sign in self._signs(t, now) if t.metrics else (): self._tell(t, *sign)
     self.weights = now or self.weights
 
 # %% ../../nbs/50_train/24_guard.ipynb #cdf24dea
 @patch
 def _book(self: Guard, ret: float) -> None:
     "Keep a return: the first twenty, the last twenty, the largest"
-    if len(self.early) < 20: self.early.append(ret)
-    else: self.late = [*self.late[-19:], ret]
+    kept = self.early if len(self.early) < 20 else self.late
+    kept.append(ret)
+    if len(kept) > 20: del kept[0]
     self.biggest = max(self.biggest, abs(ret))
 
 @patch
@@ -175,12 +177,13 @@ def _signs(self: Guard, t: Any, now: dict[str, float]) -> Iterator[tuple[str, bo
     "Each soft sign: its kind, is it there, how many in a row are enough"
     m, f = t.metrics, self.first
     if 'entropy' in m:
-        h, first = m['entropy'], f.setdefault('entropy', m['entropy'])
-        made = max([t.iter, *(float(o.step) for o in t.agent.opts.values())])           # gradient steps
-        long = t.iter*max(t.horizon/(20*t.step), 100/made)                                      # iterations
-        hard = collapsed(h, first, t.agent.act_space, self.early, self.late)
-        self.since = min(self.since, t.iter) if hard else 1 << 52
-        yield 'entropy', t.iter - self.since >= long, 1
+        h, first, there = m['entropy'], f.setdefault('entropy', m['entropy']), False
+        if collapsed(h, first, t.agent.act_space, self.early, self.late):
+            self.since = min(self.since, t.iter)
+            made = max([t.iter, *(float(o.step) for o in t.agent.opts.values())])       # gradient steps
+            there = t.iter - self.since >= t.iter*max(t.horizon/(20*t.step), 100/made)  # in iterations
+        else: self.since = 1 << 52
+        yield 'entropy', there, 1
     if 'kl' in m: yield 'kl', strayed(m['kl'], float(getattr(t.agent, 'clip', .2))), 1 if m['kl'] > 5 else _PATIENCE
     for k in _VALUE:
         if k in m: yield 'value', exploded(m[k], f.setdefault(k, m[k]), self.biggest), _PATIENCE

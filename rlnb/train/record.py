@@ -34,9 +34,8 @@ def _verified(run: Run) -> dict[str, str]:
         except (RlnbError, OSError, KeyError, TypeError, ValueError) as e: out, found[what] = None, one_line(e)
         return out
     events = look('events.jsonl', lambda: run.events) or []
-    seals = {e['seal']: e['step'] for e in events if e['kind'] == 'checkpoint'}
     look('config.json', lambda: _must(Experiment.from_dict(run.config['experiment']).digest() == run.config['digest'], 'its digest is another'))
-    for c in run.checkpoints(): look(f"ckpt/{c['step']}", partial(_checkpoint, run, c['step'], seals))
+    for c in run.checkpoints(): look(f"ckpt/{c['step']}", partial(_checkpoint, run, c['step'], events))
     if 'metrics.jsonl' not in found: look('metrics.jsonl', partial(_rows, run))
     ends = [e['result'] for e in events if e['kind'] in ('finish', 'stop')]
     if ends: look('result.json', lambda: _must(to_json(run.result) == to_json(ends[-1]), 'it is not the result that the events tell'))
@@ -45,9 +44,15 @@ def _verified(run: Run) -> dict[str, str]:
 # %% ../../nbs/50_train/68_record.ipynb #f3f8e547
 def _must(ok: bool, what: str) -> None:
     if not ok: raise BadInput('verify', what)
-def _checkpoint(run: Run, step: int, seals: dict[str, int]) -> None:
-    m = verify_dir(at_step(run.path, step))
-    _must(m['sha256'] in seals or m['kind'] == 'emergency' or not seals, 'the events do not know it')
+def _checkpoint(run: Run, step: int, events: list[dict[str, Any]]) -> None:
+    m, seals = verify_dir(at_step(run.path, step)), {e['seal'] for e in events if e['kind'] == 'checkpoint'}
+    _must(m['sha256'] in seals or m['kind'] == 'emergency' or not seals or _silenced(m, events), 'the events do not know it')
+
+def _silenced(m: dict[str, Any], events: list[dict[str, Any]]) -> bool:
+    "Was its writer killed before it could tell of it?"
+    told = m.get('events') or dict(n=0)
+    after = next((e['kind'] for e in events[told['n']:] if e['kind'] != 'unsaved'), 'resume')
+    return 0 < told['n'] <= len(events) and events[told['n'] - 1]['hash'] == told['hash'] and after in ('resume', 'fallback', 'extend')
 
 # %% ../../nbs/50_train/68_record.ipynb #de8d9749
 def _rows(run: Run) -> None:

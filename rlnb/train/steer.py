@@ -46,7 +46,7 @@ class Signals:
 # %% ../../nbs/50_train/23_steer.ipynb #b3c22df3
 class Status(Callback):
     "Keeps `state.json` up to date"
-    order = 75
+    order, paced = 75, True
     def __init__(self, state: State): self.state = state
 
     def before_fit(self, t: Any) -> None:

@@ -52,6 +52,7 @@ class Trainer:
 
     def ask(self, moment: str) -> None:
         "Ask the callbacks, on the clock"
+        if not self.cbs.whom[moment]: return
         then = perf_counter()
         try: self.cbs(moment, self)
         finally: self.time['cbs'] += perf_counter() - then

@@ -7,7 +7,9 @@ __all__ = ['parser', 'main']
 
 # %% ../../nbs/50_train/60_worker.ipynb #76290fea
 import argparse
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -15,6 +17,8 @@ from ..core.errors import RlnbError, exit_code, one_line, plain
 from ..core.text import ascii_safe, redact
 
 # %% ../../nbs/50_train/60_worker.ipynb #e9fc1cae
+_WEEK = 7*86_400.        # a run may be paused for long
+
 def parser() -> argparse.ArgumentParser:
     "What the worker can be told"
     p = argparse.ArgumentParser('python -m rlnb.train.worker', description='Train a run, from its newest checkpoint to its end', allow_abbrev=False)
@@ -29,10 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     "One life of a run; the exit code"
     a = parser().parse_args(argv)
     try:
+        from rlnb.core import ranks
         from rlnb.runs.run import Run
         from rlnb.train.session import fit
+        from rlnb.train.team import follow
         from rlnb.train.track import Progress
-        phase = fit(Run(a.run), a.steps, a.episodes, [Progress(every=5., file=False)], a.rescale, worker=True, allow=a.allow_import).phase
+        with ranks.group(patience=_WEEK) as rank:
+            if rank:
+                for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+                try: follow(a.allow_import)
+                except ranks.Gone:
+                    time.sleep(2.)                                 # who failed first says why
+                    return ranks.Gone.code
+                return 0
+            phase = fit(Run(a.run), a.steps, a.episodes, [Progress(every=5., file=False)], a.rescale, worker=True, allow=a.allow_import).phase
     except BaseException as e:
         if not isinstance(e, RlnbError) or e.__cause__ is not None: sys.stderr.write(str(redact(traceback.format_exc())))
         line = str(e) if isinstance(e, RlnbError) else one_line(e)
