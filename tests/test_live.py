@@ -19,9 +19,9 @@ NASTY = '<img src=x onerror=alert(1)>"\'`{{x}}'
 PAGE = '<!doctype html><meta charset=utf-8><style>body{margin:20px;%s}</style><div id=here></div>'
 THEMES = dict(light='background:#fff;color:#111', dark='background:#111;--jp-layout-color0:#111;--jp-layout-color1:#212121;--jp-layout-color2:#333;--jp-border-color1:#777;--jp-ui-font-color1:#eee')
 # what anywidget hands to `render`: state, change events, `sent` and `saved` for the test
-MODEL = '''([script, spec, data]) => import(URL.createObjectURL(new Blob([script], {type: 'text/javascript'}))).then(m => {
+MODEL = '''([script, given, data]) => import(URL.createObjectURL(new Blob([script], {type: 'text/javascript'}))).then(m => {
   const bytes = text => new DataView(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer)
-  const state = {spec, data: bytes(data), within: null, off: []}, calls = {}
+  const state = {...given, data: bytes(data)}, calls = {}
   window.chart = {sent: [], saved: 0, module: m, state, bytes, close: null}
   const model = {get: k => state[k], on: (k, f) => (calls[k] ??= []).push(f), off: (k, f) => calls[k] = calls[k].filter(g => g !== f), send: x => chart.sent.push(x), save_changes: () => chart.saved++,
                  set(k, v) { state[k] = v; for (const f of calls[`change:${k}`] ?? []) f() }}
@@ -58,7 +58,7 @@ def show(chromium):
         page.on('pageerror', lambda e: page.errors.append(str(e)))
         page.set_content(PAGE % THEMES[theme])
         spec, data = packed(lines, 'return', **kw)
-        page.evaluate(MODEL, [SCRIPT, spec, base64.b64encode(data).decode()])
+        page.evaluate(MODEL, [SCRIPT, dict(spec=spec, within=None, off=[]), base64.b64encode(data).decode()])
         page.wait_for_function('() => document.querySelector(".rlnb-live").dataset.drawn')
         return page
     yield draw
@@ -193,3 +193,46 @@ def test_it_can_be_read_in_both_themes(show, theme, tmp_path):
     page.screenshot(path=str(Path(os.environ.get('RLNB_PICTURES', tmp_path)) / f'live_{theme}.png'))
     color = page.evaluate('() => getComputedStyle(document.querySelector(".rlnb-tip")).color')
     assert (sum(json.loads(color.replace('rgb(', '[').replace(')', ']'))) > 380) == (theme == 'dark')
+
+
+# ---- the tree of forks
+@pytest.fixture
+def tree(chromium):
+    rows = [('seed-0', 0, ''), ('slower', 1, 'at 4,096: lr = 0.0001'), ('slower-again', 2, 'at 8,192: no change'), (NASTY, 1, NASTY), ('seed-1', 0, '')]
+    page = chromium.new_page(viewport=dict(width=300, height=240))
+    page.errors = []
+    page.on('pageerror', lambda e: page.errors.append(str(e)))
+    page.set_content(PAGE % THEMES['dark'])
+    rows = [dict(name=n, level=k, how=how) for n, k, how in rows]
+    page.evaluate(MODEL, [(ROOT / 'rlnb' / 'panels' / 'tree.js').read_text(encoding='utf-8'), dict(rows=rows, chosen='slower'), ''])
+    yield page
+    page.close()
+
+
+def test_a_fork_is_chosen_with_mouse_and_keyboard(tree, tmp_path):
+    "One stop of the tab key; arrows, home and end walk over what is open; left closes or goes up, right opens or goes down; the mouse too"
+    chosen = lambda: (tree.evaluate('() => chart.state.chosen'), tree.locator('[role=treeitem][aria-selected=true]').get_attribute('title').split(' at ')[0].strip())
+    seen = lambda: [e.get_attribute('title').split(' at ')[0].strip() for e in tree.query_selector_all('[role=treeitem]') if e.is_visible()]
+    assert tree.locator('[role=tree]').count() == 1 and tree.locator('[tabindex="0"]').count() == 1 and tree.evaluate('() => chart.sent[0].kind') == 'hello'
+    tree.keyboard.press('Tab')
+    for key, name in [('ArrowDown', 'slower-again'), ('ArrowLeft', 'slower'), ('ArrowUp', 'seed-0'), ('End', 'seed-1'), ('Home', 'seed-0'), ('ArrowRight', 'slower')]:
+        tree.keyboard.press(key)
+        assert chosen() == (name, name), key
+    tree.keyboard.press('ArrowLeft')                                           # closes it
+    assert 'slower-again' not in seen() and tree.locator('[aria-expanded=false]').count() == 1 and chosen()[0] == 'slower'
+    tree.keyboard.press('ArrowDown')
+    assert chosen()[0] == NASTY                                                # over what is closed
+    tree.keyboard.press('ArrowUp')
+    tree.keyboard.press('ArrowRight')
+    assert 'slower-again' in seen()
+    tree.get_by_role('treeitem', name='seed-1').click()
+    assert chosen() == ('seed-1', 'seed-1') and tree.evaluate('() => document.activeElement.title.trim()') == 'seed-1'
+    tree.get_by_role('treeitem', name='seed-0').locator('i').click()           # its sign closes it, and chooses nothing
+    assert seen() == ['seed-0', 'seed-1'] and chosen()[0] == 'seed-1'
+    tree.get_by_role('treeitem', name='seed-0').locator('i').click()
+    assert [e.get_attribute('aria-level') for e in tree.query_selector_all('[role=treeitem]')] == ['1', '2', '3', '2', '1']
+    assert tree.locator('img').count() == 0 and not tree.errors
+    tree.screenshot(path=str(Path(os.environ.get('RLNB_PICTURES', tmp_path)) / 'tree.png'))
+    tree.evaluate('() => chart.model.set("rows", [])')
+    tree.keyboard.press('ArrowDown')
+    assert not seen() and not tree.errors

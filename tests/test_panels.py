@@ -23,6 +23,15 @@ def until(f, seconds=120., what=''):
     raise AssertionError(what or 'it did not happen')
 
 
+def in_thread(f):
+    "Run it beside; `.done()` waits and raises what it raised"
+    from concurrent.futures import ThreadPoolExecutor
+    pool = ThreadPoolExecutor(1)
+    job = pool.submit(f)
+    pool.shutdown(wait=False)
+    return job
+
+
 # ---- one door for markup
 def other_doors(name: str, src: str) -> list[str]:
     "Where a page gives a widget of text its value, or calls a text safe, by itself"
@@ -120,16 +129,67 @@ def test_nothing_new_sends_nothing(long):
     assert not changed
 
 
+@pytest.fixture
+def page(monkeypatch):
+    "A page that can draw scripts, as far as the kernel can tell; `hello` and `hidden` come on a thread of their own, as in JupyterLab"
+    import ipywidgets
+
+    from rlnb.panels import live
+    monkeypatch.setattr(live, '_anywidget', lambda: ipywidgets.DOMWidget)
+    return lambda panel, kind, name='a': in_thread(lambda: panel.curve._hear(None, dict(kind=kind, view=name))).result(10)
+
+
+def append(run, i):
+    with (run.path / 'metrics.jsonl').open('a') as f: f.write(json.dumps({'step': 60_000_000 + i, 'iter': i, 'episode/return': dict(mean=1., min=0, max=2, n=1)}) + '\n')
+
+
+def test_a_refresh_of_the_live_chart_stays_small(long, page):
+    "At fifty thousand rows, and for ten of them over each other: at most ten kilobytes a refresh; of a part, its own rows"
+    from rlnb.panels.compare import Comparer, line_of
+    from rlnb.panels.monitor import Monitor
+    panel = Monitor(long)
+    page(panel, 'hello')
+    for i in range(3):
+        append(long, i)
+        then = time.process_time()
+        panel.look()
+        assert time.process_time() - then < .3
+        assert 4_000 < len(json.dumps(panel.curve.touch.spec)) + len(panel.curve.touch.data) < 7_000
+    many = Comparer([long])
+    page(many, 'hello')
+    many.curve.draw([line_of(f'run {i}', many.feeds, .05, i) for i in range(10)], 'return')
+    assert len(many.curve.touch.spec['curves']) == 10 and len(json.dumps(many.curve.touch.spec)) + len(many.curve.touch.data) < 12_000
+    panel.curve.touch.within = [1e6, 1.1e6]
+    assert panel.curve.touch.spec['first'] == 1e6 and panel.curve.touch.spec['curves'][0]['line'] > 90
+
+
+def test_a_hidden_panel_sends_nothing(long, page):
+    "Nobody looks: rows, clicks from Python and the watcher change no widget; one view of two is enough to go on; who comes back gets everything"
+    from rlnb.panels.monitor import Monitor
+    panel = Monitor(long)
+    page(panel, 'hello')
+    page(panel, 'hello', 'b')
+    assert panel.picture.value == '' and panel.part.layout.display == 'none' and 'double click' in panel.foot.value
+    page(panel, 'hidden')
+    append(long, 1)
+    panel.look()
+    seen = panel.curve.touch.spec['points']
+    page(panel, 'hidden', 'b')
+    sent, todo = [], [panel.box]
+    while todo:
+        w = todo.pop()
+        todo += getattr(w, 'children', ())
+        w.observe(lambda c: sent.append(c['name']))
+    for i in range(2, 5):
+        append(long, i)
+        panel.look()
+        panel.draw(force=True)
+    assert not sent
+    page(panel, 'hello', 'b')
+    assert panel.curve.touch.spec['points'] == seen + 3 and 'spec' in sent and 'data' in sent
+
+
 # ---- two threads: the watcher's looks, the kernel's draws
-def in_thread(f):
-    "Run it beside; `.done()` waits and raises what it raised"
-    from concurrent.futures import ThreadPoolExecutor
-    pool = ThreadPoolExecutor(1)
-    job = pool.submit(f)
-    pool.shutdown(wait=False)
-    return job
-
-
 def rows(path, n, first=0):
     with path.open('a') as f: f.writelines(json.dumps({'step': i, 'a': float(i), 'b': -float(i)}) + '\n' for i in range(first, first + n))
 

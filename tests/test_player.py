@@ -217,6 +217,19 @@ def test_choosing_on_while_a_worker_is_busy(run, monkeypatch):
     assert not watcher.errors
 
 
+def test_new_checkpoints_are_offered_while_it_is_open(tmp_path):
+    "Opened on a run that has saved nothing yet: the first checkpoint is chosen and played, later ones are offered, and the choice stays"
+    run = launch('ppo', steps=10**8, root=tmp_path, **SMALL | dict(checkpoint_every=16_384, keep=50))
+    try:
+        p = Player(run, at='latest', seed=3)
+        side, end = p.sides[0], time.monotonic() + 60
+        while not (side.shown and len(side.which.options) > 2) and time.monotonic() < end: time.sleep(.05)      # the watcher's thread does it
+        first, offered = side.which.value, [s for _, s in side.which.options]
+        while len(side.which.options) == len(offered) and time.monotonic() < end: time.sleep(.05)
+        assert side.shown.step == first == side.which.value and len(side.which.options) > len(offered) and p.chart.value
+    finally: run.kill()
+
+
 def test_what_the_worker_says_is_shown_once(tmp_path):
     "A world that the worker may not import: its line stands in the panel, and no second worker is sent after the first"
     (tmp_path / 'mine_of_player.py').write_text('from rlnb.envs.classic import CartPole as Pole\n')

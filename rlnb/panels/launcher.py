@@ -21,6 +21,7 @@ from ..core.text import Html
 from .compare import Comparer
 from .feed import session_left
 from .form import Form
+from .live import at_once
 from .markup import STYLE, el, note, page, show, view
 from .monitor import Monitor
 from ..runs.run import Run, find
@@ -129,6 +130,7 @@ def rebuild(self: Launcher, agent_cfg: Any = None, run_cfg: Any = None) -> None:
     self.forms.children = [self.of_agent.box, self.of_run.box]
     for i, title in enumerate((f'Settings of {self.agent.value}', 'Settings of the run')): self.forms.set_title(i, title)
     self.env.options = worlds(self.agent.value)
+    at_once(self.box)
     self.redraw()
 
 @patch

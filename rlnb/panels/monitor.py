@@ -9,7 +9,7 @@ __all__ = ['BUTTONS', 'allowed', 'Monitor']
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..core.field import parse, valid
 from ..core.text import Html, si
 from .cards import fixes, minimal, shown
 from .feed import WATCHER, Feed, elapsed, goal, session_left
-from .markup import STYLE, badge, bar, el, facts, note, page, show, view
+from .markup import STYLE, badge, bar, drawers, el, facts, note, page, show, view
 from .live import LiveChart, at_once
 from .panes import PANES, marks, returns
 from .twin import Twin
@@ -55,7 +55,7 @@ class Monitor:
     snapshot: Callable[[], None]
     twin: Any = None
     saving, fresh, stale, drawn, shown, due = False, False, False, 0., 0., 0.     # asked to save; curve, pane lack something; times
-    _live: Callable[[], list[str]]
+    doors: dict[str, Callable[[Run], Any]] = {}   # other panels on the same run, each in a drawer
     _foot: Callable[[], Html]
     _head: Callable[[], Html]
     _ended: Callable[[str], None]
@@ -64,11 +64,12 @@ class Monitor:
     _typed: Callable[[], Any]
     _fixes: Callable[[str], None]
     _fix: Callable[..., None]
+    _setter: Callable[[], tuple[Any, Any, Any]]
 
     def __init__(self, run: Run | str, root: str | Path = 'runs'):
         import ipywidgets as w
         self.run = find(run, root)
-        self.feed, self.lock, self.asked, self.said = Feed(self.run), threading.RLock(), 0., Html('')
+        self.feed, self.lock, self.asked, self.said, self.pressed = Feed(self.run), threading.RLock(), 0., Html(''), ''
         self.head, self.word, self.card = view(), view(min_height='30px'), view()
         self.curve, self.pane, self.foot = LiveChart(lambda: self.draw(force=True)), view(height='336px', overflow='auto'), view()
         self.picture, self.fixing = self.curve.picture, w.HBox([])
@@ -77,24 +78,29 @@ class Monitor:
         self.share = w.FloatSlider(.05, min=0., max=.3, step=.01, description='smooth', readout_format='.0%', **slider)
         self.part = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='part, in %', **slider)
         self.which = w.ToggleButtons(options=list(PANES), style=w.ToggleButtonsStyle(button_width='82px'))
-        self.field = w.Dropdown(options=self._live(), layout=w.Layout(width='170px'))
-        self.entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
-        self.set = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
-        for k, b in dict(self.buttons, set=self.set).items(): b.on_click(lambda _, k=k: self.press(k))
+        for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.press(k))
         for part in (self.share, self.part, self.which): part.observe(lambda _: self.draw(force=True), 'value')
+        self.field, self.entry, self.set = self._setter()
         press = w.HBox(list(self.buttons.values()), layout=w.Layout(flex_flow='row wrap'))
+        below = drawers({k: partial(make, self.run) for k, make in self.doors.items()})
         self.box = w.VBox([view(STYLE), self.head, press, self.word, self.card, self.fixing, self.curve.box, w.HBox([self.share, self.part]),
-                           self.which, self.pane, w.HBox([self.field, self.entry, self.set]), self.foot], layout=w.Layout(width='720px'))
+                           self.which, self.pane, w.HBox([self.field, self.entry, self.set]), self.foot, below], layout=w.Layout(width='720px'))
         at_once(self.box)
         self.draw(force=True)
         WATCHER.follow(self.look)
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #3632c6a0
 @patch
-def _live(self: Monitor) -> list[str]:
-    "Settings that may be changed while it trains"
+def _setter(self: Monitor) -> tuple[Any, Any, Any]:
+    "Where a setting that may be changed while it trains is changed"
+    import ipywidgets as w
     x = self.run.config['experiment']
-    return live(find_agent(x['agent']).config.from_dict(x.get('agent_cfg') or {}))
+    names = live(find_agent(x['agent']).config.from_dict(x.get('agent_cfg') or {}))
+    field = w.Dropdown(options=names, layout=w.Layout(width='170px'))
+    entry = w.Text(placeholder='a number, or linear(1e-3, 0)', layout=w.Layout(width='190px'), continuous_update=True)
+    button = w.Button(description='Set', tooltip='change it while it trains; recorded, and drawn into the curve', layout=w.Layout(width='60px'))
+    button.on_click(lambda _: self.press('set'))
+    return field, entry, button
 
 @patch
 def _foot(self: Monitor) -> Html:
@@ -115,6 +121,7 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
         on = allowed(phase, time.monotonic() - self.asked if self.asked else 0.)
         for k, b in self.buttons.items():
             if b.disabled != (k not in on): b.disabled = k not in on
+        _hand_on(self, on)
         if force or 'state' in new: self._fixes(phase)
         if self.set.disabled != (phase not in ('running', 'paused')): self.set.disabled = not self.set.disabled
         self.fresh, self.stale = self.fresh or bool({'rows', 'events'} & set(new)), self.stale or bool(new) or self.which.value == 'system'
@@ -188,15 +195,20 @@ def _ended(self: Monitor, phase: str) -> None:
 def press(self: Monitor, what: str) -> Any:
     "Do what a button does"
     with self.lock:
+        self.pressed = what
         try:
             out = self._do(what)
             self._news()                 # what it sees, the next look of the watcher will not see again
         except (RlnbError, OSError) as e: out, self.said = None, note(one_line(e) if not isinstance(e, RlnbError) else str(e), kind='bad')
         self.draw(force=True)
-    if self.buttons.get(what) and self.buttons[what].disabled:
-        with suppress(Exception): next(b for b in self.buttons.values() if not b.disabled).focus()
     WATCHER.follow(self.look)
     return out
+
+def _hand_on(m: Monitor, on: Sequence[str]) -> None:
+    "When the button that was pressed goes off, another one gets the focus of the keyboard"
+    if m.pressed not in m.buttons or m.pressed in on: return
+    m.pressed = ''
+    with suppress(Exception): next(b for k, b in m.buttons.items() if k in on).focus()
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #ec31b64b
 @patch

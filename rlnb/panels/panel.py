@@ -18,6 +18,9 @@ def Panel(what: Any = None,                 # nothing, a run (or its name or fol
           **settings: Any) -> Any:          # of the launcher: agent='ppo', env='CartPole-v1', steps=…
     "Begin a run, watch one, or compare several"
     need('ipywidgets', 'lab')
+    from rlnb.panels.monitor import Monitor
+    from rlnb.panels.player import Player
+    Monitor.doors = Monitor.doors | {'Episodes at any checkpoint': Player}
     if what is None:
         from rlnb.panels.launcher import Launcher
         return Launcher(root, **settings)
@@ -26,7 +29,6 @@ def Panel(what: Any = None,                 # nothing, a run (or its name or fol
     if isinstance(what, str) and (members := [r for r in runs(root) if what and r.config.get('group') == what]): what = members
     if isinstance(what, (str, Path, Run)):
         if front() != 'live': return Still(find(what, root))
-        from rlnb.panels.monitor import Monitor
         return Monitor(find(what, root))
     from rlnb.panels.compare import Comparer
     return Comparer(what, root)

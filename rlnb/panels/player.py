@@ -10,6 +10,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,28 @@ from fastcore.basics import patch
 from ..core.errors import BadInput, RlnbError, plain
 from ..core.text import Html, table
 from .feed import WATCHER
+from .live import at_once
 from .markup import STYLE, el, note, page, show, view
 from .scene import HEIGHT, WIDTH, cursor, lines, moment, story, thoughts
 from ..runs.run import Run, find
 from ..train.replay import Episode, episodes, replay
 
 # %% ../../nbs/80_panels/80_player.ipynb #e9bfe036
+def _mark(run: Run) -> list[int]:
+    "Changes with every checkpoint and every episode"
+    return [p.stat().st_mtime_ns if p.is_dir() else 0 for p in (run.path/'ckpt', run.path/'media'/'replay')]
+
 class Side:
     "A checkpoint of a run in a player, and its episode"
     want: Callable[[int, bool], None]
     arrived: Callable[[], bool]
     turn: Callable[[int], None]
+    fresh: Callable[[], bool]
+    filling = False                                          # are the options being replaced?
 
     def __init__(self, run: Run, at: int | str, allow: Iterable[str] = (), alone: bool = True):
         import ipywidgets as w
-        self.run, self.allow, self.error = run, allow, ''
+        self.run, self.at, self.allow, self.error, self.mark = run, at, allow, '', _mark(run)
         self.asked: tuple[Any, ...] = ()                     # checkpoint, seed, drawn?
         self.shown: Episode | None = None                    # what can be looked at
         self.coming: Episode | None = None                   # what a worker is recording
@@ -43,13 +51,15 @@ class Side:
         seen = w.HBox([self.picture, says]) if alone else w.VBox([self.picture, says])
         self.box = w.VBox([self.title, self.which, seen], layout=w.Layout(width='700px' if alone else '345px'))
         show(self.title, page(el('b', self.label), el('span', f"  {run.config.get('experiment', {}).get('env', '')}", cls='rlnb-dim')))
-        there = [s for _, s in self.which.options]
-        self.which.value = int(at) if str(at).isdecimal() and int(at) in there else int(run.at(at).name) if there else None
+        self.which.value = self.first([s for _, s in self.which.options])
 
     @property
     def label(self) -> str:
         "What the run is called"
         return plain(self.run.config.get('name') or self.run.name)
+    def first(self, there: list[int]) -> int | None:
+        "Which of these to begin with"
+        return int(self.at) if str(self.at).isdecimal() and int(self.at) in there else int(self.run.at(self.at).name) if there else None
     def options(self) -> list[tuple[str, int]]:
         "Checkpoints, and episodes whose checkpoint is gone"
         there = {c['step']: ' · best' if c['best'] else '' for c in self.run.checkpoints()}
@@ -97,6 +107,23 @@ def _image(png: bytes, says: str) -> Html:
     return el('img', src='data:image/png;base64,' + base64.b64encode(png).decode(), width=round(w*k), height=round(h*k), role='img', alt=says,
               aria_label=says, style='border-radius:4px')
 
+# %% ../../nbs/80_panels/80_player.ipynb #420afd41
+@patch
+def fresh(self: Side) -> bool:
+    "Offer what was saved since the last look; does that change what is chosen?"
+    if (mark := _mark(self.run)) == self.mark: return False
+    with suppress(RlnbError, OSError):                       # half written: looked at again
+        if (options := self.options()) != list(self.which.options):
+            was, there, self.filling = self.which.value, [s for _, s in options], True
+            try:
+                self.which.options = options
+                self.which.value = was if was in there else self.first(there)
+            finally: self.filling = False
+            self.mark = mark
+            return bool(self.which.value != was)
+        self.mark = mark
+    return False
+
 # %% ../../nbs/80_panels/80_player.ipynb #040db014
 class Player:
     "Episodes to scrub through: one, or two side by side on the same seed"
@@ -129,6 +156,7 @@ class Player:
                            w.HBox([self.play, self.slider]), self.over], layout=w.Layout(width='720px'))
         for x in (self.seed, self.sampled, *(s.which for s in self.sides)): x.observe(lambda _: self._choose(), 'value')
         self.slider.observe(lambda _: self.draw(), 'value')
+        at_once(self.box)
         self._choose()
         WATCHER.follow(self.look)
 
@@ -143,6 +171,7 @@ class Player:
 @patch
 def _choose(self: Player) -> None:
     "Ask for what the fields say, on every side whose worker is free"
+    if any(s.filling for s in self.sides): return            # nobody chose: the list grew
     with self.lock:
         self.asked = int(self.seed.value), bool(self.sampled.value)
         for s in self.sides:
@@ -151,11 +180,11 @@ def _choose(self: Player) -> None:
 
 @patch
 def look(self: Player) -> Any:
-    "What the watcher calls: is a worker done, and was it what is asked for now?"
+    "What the watcher calls: is there another checkpoint? Is a worker done, and was it what is asked for now?"
     with self.lock:
-        done = [s for s in self.sides if s.arrived()]
+        done = [s for s in self.sides if s.fresh() | s.arrived()]
         for s in done:
-            if s.asked != (s.which.value, *self.asked): s.want(*self.asked)
+            if not s.coming and s.asked != (s.which.value, *self.asked): s.want(*self.asked)
         if done: self._tell()
         return .1 if any(s.coming for s in self.sides) else 1.
 
