@@ -132,8 +132,9 @@ def _train(a: argparse.Namespace) -> dict[str, Any]:
     stem = a.run or f'{exp.agent}-{exp.env.split("/")[-1]}'
     found = _seeded(exp, a, group := exp.group or stem, stem)
     xs = [r['return']['mean'] for r in found if r.get('return')]
-    e = estimate(xs, mean) if xs else None                                                # of few seeds, wider than plain percentiles; of one there is none
-    score = e and {'mean': e.value, **{k: None if math.isnan(v) else v for k, v in (('low', e.low), ('high', e.high))}, 'over': 'seeds', 'n': len(xs)}
+    e = estimate(xs, mean) if xs else None         # of few seeds, wider than plain percentiles; of one there is none
+    low, high = (None if math.isnan(v) else v for v in e[1:]) if e else (None, None)
+    score = {'mean': e.value, 'low': low, 'high': high, 'over': 'seeds', 'n': len(xs)} if e else None
     return {'group': group, 'runs': _public(found), 'return': score, '_code': found[-1]['_code']}
 
 # %% ../nbs/98_cli.ipynb #1e9dc73e

@@ -19,6 +19,7 @@ from clouds import WORDS, Clock, Machine, struck, tree
 from conftest import ROOT
 from disks import Careless, Refusing
 
+import rlnb.train.record  # noqa: F401  teaches `verify`
 from rlnb.core.errors import BadInput, Crash, Locked, NoCheckpoint, RlnbError
 from rlnb.core.io import using
 from rlnb.core.platform import Lock, popen_detached
@@ -350,4 +351,5 @@ def test_killed_notebooks(kind, tmp):
     a, b = Run(calm.work / 'tried'), Run(run)
     steps = [r['step'] for r in b.metrics()]
     assert differences(a, b) == [] and a.result['return'] == b.result['return'] and steps == sorted(set(steps)), book
+    assert not any(b.verify().values()), b.verify()
     assert len(book) > 1

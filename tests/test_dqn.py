@@ -14,6 +14,7 @@ from rlnb.agents.dqn import DQN
 from rlnb.agents.explore import masked
 from rlnb.agents.pqn import PQN
 from rlnb.agents.rainbow import Rainbow
+from rlnb.agents.rnd import RND
 from rlnb.core.batch import Batch
 from rlnb.envs.base import TensorEnv
 from rlnb.envs.classic import CartPole
@@ -150,7 +151,7 @@ def check_greedy(kind):
     assert abs(share - (1 - .05*2/3)) < .02
 
 
-@pytest.mark.parametrize('kind, noisy', [(DQN, None), (C51, None), (Rainbow, False), (Rainbow, True), (PQN, None)])
+@pytest.mark.parametrize('kind, noisy', [(DQN, None), (C51, None), (RND, None), (Rainbow, False), (Rainbow, True), (PQN, None)])
 def test_the_part_of_random_actions_is_a_metric(kind, noisy):
     more = dict(n_steps=4) if kind is PQN else dict(learning_starts=8, train_every=4)
     cfg = kind.config.from_dict(dict(hidden=(8,), eps_end=.1, eps_fraction=.5, **more) | ({} if noisy is None else dict(noisy=noisy)))
@@ -187,7 +188,7 @@ def flat(d, path=''):
 
 
 SETTINGS = {'dqn': (DQN, {}), 'dqn lasting': (DQN, dict(persist=.9)), 'dqn whole': (DQN, dict(double=True, dueling=True, n_step=3, per=True, tau=.1, target_every=1, lr='linear(0.01, 0)')), 'c51': (C51, dict(double=True, per=True)),
-            'qr': (C51, dict(kind='quantile', atoms=8)), 'rainbow': (Rainbow, dict(atoms=11)), 'pqn': (PQN, {})}
+            'qr': (C51, dict(kind='quantile', atoms=8)), 'rainbow': (Rainbow, dict(atoms=11)), 'rnd': (RND, {}), 'pqn': (PQN, {})}
 
 
 @pytest.mark.parametrize('polls', [37, 40])

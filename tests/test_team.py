@@ -146,7 +146,7 @@ def test_stopped_and_gone_on(agent, words, two, tmp_path):
 
 def test_a_command_reaches_all(two, tmp_path):
     "The settings of rank 0 are everybody's, else the ranks would drift apart"
-    run = made(tmp_path, 'told', steps=40_000)
+    run = made(tmp_path, 'told')
     send(run.path, 'set', changes=dict(lr=1e-4))
     assert two.life(run) == ['', ''] and [e['changes'] for e in run.events if e['kind'] == 'set'] == [dict(lr=1e-4)]
 
@@ -163,7 +163,7 @@ def test_what_can_not_be_is_said(two, tmp_path):
 @pytest.mark.skipif(os.name == 'nt', reason='torch.distributed.run needs a store that Windows wheels lack')
 def test_killed_under_torchrun(two, tmp_path):
     "Rank 0 is killed while it trains, the others go with it; resume starts as many again, and the end has the same bytes"
-    words = dict(steps=40_000, checkpoint_every=4_000, keep=20)
+    words = dict(steps=24_000, checkpoint_every=2_400, keep=20)
     whole, run = made(tmp_path, 'whole', **words), made(tmp_path, 'killed', **words)
     assert two.life(whole) == ['', '']
     start(run, episodes=0, processes=2)

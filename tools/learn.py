@@ -45,14 +45,15 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('ppo', 'MountainCar-v0', 500_000, -130),                     # may take 1M
          Cell('ppo', 'LunarLander-v3', 1_000_000, 200),
          Cell('ppo', 'HalfCheetah-v5', 1_000_000, 1400, seeds=(0, 1, 2)),
-         Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each'),
-         Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most'),
+         Cell('dqn', 'CartPole-v1', 50_000, 475, what='best', judge='each', looks=10),
+         Cell('dqn', 'CartPole-v1', 50_000, 400, judge='most', looks=10),
          Cell('dqn', 'Acrobot-v1', 100_000, -95),
          Cell('dqn', 'MountainCar-v0', 120_000, -125, judge='most'),
          Cell('dqn', 'rlnb/MockCache-v0', 50_000, .9*96),
          Cell('dqn', 'rlnb/Cache-v0', 200_000, 30.5 + 1.25, judge='low'),
          Cell('dqn', 'rlnb/BitFlip-v0', 40_000, .9, what='success'),       # 15 bits, a random goal in each episode
          Cell('dqn', 'rlnb/BitFlip-v0', 40_000, .05, what='success', judge='under', change=(('her', 'off'),)),
+         Cell('rnd', 'rlnb/DeepSea-v0', 10_000, .9, what='success'),       # ten rows
          Cell('pqn', 'CartPole-v1', 100_000, 500, what='best', judge='each'),
          Cell('pqn', 'Acrobot-v1', 500_000, -85),
          *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000))),
@@ -61,7 +62,8 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('sac', 'FetchReach-v4', 10_000, .95, what='success', seeds=(0, 1, 2)),
          Cell('sac', 'LunarLanderContinuous-v3', 150_000, 200, seeds=(0, 1, 2))]
 FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
-          'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
+          'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'rnd': ('30_off_policy', '32_explore', '40_dqn', '52_rnd'),
+          'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
           'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
           'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
 

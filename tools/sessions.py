@@ -20,11 +20,12 @@ for d in (ROOT/'tests', ROOT): sys.path.insert(0, str(d))
 
 def compare(whole: Path, run: Path) -> list[str]:
     "What two runs do not have in common, and steps that stand twice"
+    import rlnb.train.record  # noqa: F401  teaches `verify`
     from rlnb.runs.run import Run
     from rlnb.train.certify import differences
     a, b = Run(whole), Run(run)
-    steps = [r['step'] for r in b.metrics()]
-    return differences(a, b) + ['a step stands twice']*(steps != sorted(set(steps))) + ['return']*(a.result['return'] != b.result['return'])
+    steps, bad = [r['step'] for r in b.metrics()], [f'{k}: {why}' for k, why in b.verify().items() if why]
+    return differences(a, b) + bad + ['a step stands twice']*(steps != sorted(set(steps))) + ['return']*(a.result['return'] != b.result['return'])
 
 
 def main() -> int:

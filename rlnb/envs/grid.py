@@ -136,16 +136,19 @@ def optimum(world: GridWorld, gamma: float = .99, slip: float | None = None, tol
 # %% ../../nbs/10_envs/25_grid.ipynb #6c06c710
 class DeepSea(GridWorld):
     "Down a row at each step, left or right: only right at every step meets the treasure, and each right costs a little"
-    drawing = '\n'.join(['S' + '.'*9, *['.'*10]*8, '.'*9 + 'G'])
     act_space = spaces.Discrete(2)
 
+    def __init__(self, num_envs: int = 1, device: str = 'cpu', namespace: str = 'auto', max_steps: int | None = None, size: int = 10, **task: float):
+        if size < 2: raise BadInput('size', f'{size}', 'at least 2')
+        self.drawing = '\n'.join(['S' + '.'*(size - 1), *['.'*size]*(size - 2), '.'*(size - 1) + 'G'])
+        super().__init__(num_envs, device, namespace, max_steps, **task)
     def laid(self) -> dict[str, np.ndarray]:
         n = len(self.drawing.split())
         i, j = np.divmod(np.arange(n*n), n)
-        to = np.minimum(i + 1, n - 1)[:, None]*n + (j[:, None] + [-1, 1]).clip(0, n - 1)
+        right = (np.random.default_rng(n).random((n*n, 1)) < .5) ^ np.array([False, True])     # which action that is differs from cell to cell
+        to = np.minimum(i + 1, n - 1)[:, None]*n + (j[:, None] + 2*right - 1).clip(0, n - 1)
         end = np.repeat(i[:, None] == n - 1, 2, 1)
-        won = end & (j[:, None] == n - 1) & np.array([False, True])
-        reward = (won - np.array([0, .01/n])).astype(np.float32)
-        return dict(cells=np.stack([i, j], 1), starts=np.zeros(1, np.int64), next=to, reward=reward, end=end, won=won)
+        won = end & right & (j[:, None] == n - 1)
+        return dict(cells=np.stack([i, j], 1), starts=np.zeros(1, np.int64), next=to, end=end, won=won, reward=(won - right*.01/n).astype(np.float32))
 
 register('rlnb/DeepSea-v0', DeepSea)

@@ -189,6 +189,7 @@ def evaluate(agent: Any, env: Any, episodes: int = 100, seed: int = 0,
              explore: bool = False,       # draw actions as in training, or take the likeliest
              num_envs: int = 20, limit: int = 100_000, watch: Callable[..., None] | None = None, **kw: Any) -> Evaluation:
     "Play fresh worlds; kw are settings of the world"
+    if not isinstance(episodes, (int, np.integer)) or episodes < 1: raise BadInput('episodes', f'{episodes!r}'[:40], 'a whole number, ≥ 1')
     made = isinstance(env, str) or not hasattr(env, 'step')
     world = make(env, min(episodes, num_envs), **kw) if made else env
     try:

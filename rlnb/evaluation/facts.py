@@ -9,7 +9,7 @@ __all__ = ['RUN', 'run_rows', 'failed_seeds', 'metric_rows', 'harm_rows', 'how_r
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.text import duration
+from ..core.text import duration, si
 from .compare import Comparison, curve_of
 from .stats import Estimate, estimate, mean
 
@@ -24,11 +24,12 @@ def run_rows(c: Comparison) -> list[tuple[Any, ...]]:
             final = repr(Estimate(*(float(ret[k]) for k in ('mean', 'low', 'high')))) if ret else None
             best, last = (float(y.max()), float(y[-1])) if len(y) else (None, None)
             if looks := r.metrics('eval/return')[1]: best = max(looks)
+            held = f'{si(most)}B' if (most := (res.get('memory') or {}).get('peak')) else None
             seed = str(r.config.get('experiment', {}).get('seed', ''))
-            rows.append((arm, r.name, seed, res.get('steps'), final, best, last, duration(res.get('seconds')), res.get('phase', 'no result')))
+            rows.append((arm, r.name, seed, res.get('steps'), final, best, last, duration(res.get('seconds')), held, res.get('phase', 'no result')))
     return rows
 
-RUN = ('arm', 'run', 'seed', 'steps', 'final [95 % over episodes]', 'best seen', 'last of curve', 'time', 'phase')
+RUN = ('arm', 'run', 'seed', 'steps', 'final [95 % over episodes]', 'best seen', 'last of curve', 'time', 'memory', 'phase')
 
 # %% ../../nbs/45_evaluation/43_facts.ipynb #8186cff7
 def failed_seeds(c: Comparison, references: Mapping[str, float]) -> list[str]:

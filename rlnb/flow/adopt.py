@@ -156,6 +156,8 @@ def adopt(name: str, work: str | Path, roots: Iterable[str | Path] = (),
           exp: Any = None,                                 # what is asked; None: whatever it was asked
           fresh: bool = False, told: Callable[[str], None] = print) -> Adopted:
     "The run of this name in `work`, as its newest whole checkpoint below any root left it"
+    if not str(name).strip(): raise BadInput('name', 'it is empty', 'a word')
+    if not isinstance(fresh, bool): raise BadInput('fresh', f'{plain(fresh)!r}'[:40], 'true or false')
     work, digest, passed = make_dir(work), exp.digest() if exp else '', list[str]()
     with Lock(make_dir(work/'.adopt')/'LOCK', wait=60.):
         sweep(work, 600.)

@@ -190,6 +190,8 @@ def conduct(run: Run, session: Session, mirror: DriveMirror | None = None,
             processes: int | None = None,         # that train together; None: as many as before
             episodes: int = 100, allow: Iterable[str] = (), every: float = 5., told: Callable[[str], None] = print) -> Run:
     "Bring a run as far as this session can; it ends finished, or stopped in good order"
+    for k, x, least in (('steps', steps, 1), ('processes', processes, 1), ('episodes', episodes, 0)):
+        if x is not None and (not isinstance(x, int) or x < least): raise BadInput(k, f'{plain(x)!r}'[:40], f'a whole number, ≥ {least}')
     upload, begin = mirror.cost if mirror else 0., not is_locked(run.path/'LOCK') and (steps is not None or run.phase != 'finished')
     if begin:
         resumable(run, steps)                                                 # raises where it can't be gone on with

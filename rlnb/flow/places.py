@@ -65,7 +65,7 @@ def here(work: str | Path = '', environ: Mapping[str, str] = os.environ) -> Plac
     usual = root/'working'/'runs' if name == 'kaggle' else root/'runs'
     drive = environ.get('RLNB_DRIVE', '') or (str(root/'drive'/'MyDrive'/'rlnb') if name == 'colab' else '')
     inputs = [p for p in environ.get('RLNB_INPUTS', '').split(os.pathsep) if p] or ([str(root/'input')] if name == 'kaggle' else [])
-    return Place(name, root, Path(work or environ.get('RLNB_WORKDIR', '') or usual), Path(drive) if drive else None,
+    return Place(name, root, Path(str(work or environ.get('RLNB_WORKDIR', '') or usual)), Path(drive) if drive else None,
                  tuple(map(Path, inputs)), _began(environ, lent=name != 'local' and not asked))
 
 # %% ../../nbs/70_flow/10_places.ipynb #bdab3b77

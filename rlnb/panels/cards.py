@@ -60,6 +60,7 @@ def fixes(run: Run, card: Card) -> list[Fix]:
     for label in _FOR.get(card.kind, ()):
         try: changes = _CHANGES[label](settings)
         except (KeyError, TypeError): continue
+        if all(settings.get(k) == v for k, v in changes.items()): continue          # there is no half of one epoch
         said = ', '.join(f'{k}={v:.3g}' if isinstance(v, float) else f'{k}={v}' for k, v in changes.items())
         out.append(Fix(f'Fork: {label}', f'a new run from the last good checkpoint, with {said}', partial(_again, run, changes)))
     if card.kind == 'dead': out.insert(0, Fix('Resume, schedules stretched', 'go on, schedules over twice the steps', lambda: _stretched(run)))

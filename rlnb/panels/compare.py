@@ -161,4 +161,4 @@ def _ipython_display_(self: Comparer) -> None:
 
     from rlnb.panels.twin import front
     if front() == 'live': display(self.box)
-    display(compare({n: [f.run for f in fs] for n, fs in arms(self.feeds).items()}))
+    display(_verdict(self))

@@ -131,7 +131,7 @@ def session_left(environ: Any = os.environ) -> float | None:
 # %% ../../nbs/80_panels/20_feed.ipynb #0b711f19
 class Watcher:
     "Calls panels now and then, from a thread"
-    every = .5          # seconds between two calls
+    every, patience = .5, 5.    # seconds between two calls, and after one that failed
 
     def __init__(self) -> None:
         self.due: dict[Any, float] = {}                     # weak method → when
@@ -155,7 +155,7 @@ class Watcher:
             look, began, cpu = ref(), time.monotonic(), time.thread_time()
             more: Any = False
             try: more = look() if look else False
-            except Exception as e: self.errors = [*self.errors[-9:], one_line(e)]
+            except Exception as e: self.errors, more = [*self.errors[-9:], one_line(e)], self.patience     # a network drive may be there again then
             spent = time.thread_time() - cpu
             self.cpu += spent
             with self.lock:

@@ -162,7 +162,7 @@ def check(self: Launcher) -> threading.Thread:
     show(self.found, page(note('measuring…')))
     def work() -> None:
         try: show(self.found, page(el('pre', said(preflight(exp, root=self.root), session_left()))))
-        except RlnbError as e: show(self.found, page(note(str(e), kind='bad')))
+        except Exception as e: show(self.found, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
@@ -180,12 +180,12 @@ def start(self: Launcher) -> list[Run]:
             plain = exp.to_dict()
             settings = {k: v for k, v in plain.items() if k not in ('agent', 'env', 'steps', 'seed', 'agent_cfg', 'group')} | plain['agent_cfg']
             name = self.name.value if len(seeds) == 1 else ''
-            self.runs = [launch(exp.agent, exp.env, exp.steps, self.root, name, presets=False, seed=s, group=group, **settings) for s in seeds]
+            self.runs = []
+            for s in seeds: self.runs.append(launch(exp.agent, exp.env, exp.steps, self.root, name, presets=False, seed=s, group=group, **settings))
             self._remember(exp)
-            self._show()
-        except (RlnbError, OSError, ValueError) as e:
-            show(self.word, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
-            self.go.disabled = False
+        except (RlnbError, OSError, ValueError) as e: show(self.word, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
+        if self.runs: self._show()                             # also where one of several could not begin
+        else: self.go.disabled = False
     return self.runs
 
 # %% ../../nbs/80_panels/55_launcher.ipynb #694bb773

@@ -46,7 +46,7 @@ def allowed(phase: str, waited: float = 0.) -> tuple[str, ...]:
     on = BUTTONS.get(phase, ())
     return (*on, 'kill') if waited > _GRACE and 'stop' in on else on
 
-# %% ../../nbs/80_panels/40_monitor.ipynb #d49ee840
+# %% ../../nbs/80_panels/40_monitor.ipynb #1a810759
 class Monitor:
     "A run, to be watched and steered"
     press: Callable[..., Any]

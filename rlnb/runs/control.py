@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadInput, RlnbError, did_you_mean
 from ..core.io import disk, make_dir, read_json, write_json
-from ..core.platform import alive, stop_process
+from ..core.platform import alive, holder, is_locked, stop_process
 from .run import Run
 from .state import ENDED
 
@@ -95,8 +95,9 @@ def kill(self: Run) -> bool:
     pid, start = int(s.get('pid', 0)), str(s.get('start', ''))
     if s['phase'] in (*ENDED, 'new', 'lost') or not alive(pid, start): return False
     if pid == os.getpid(): raise BadInput('run', f'{self.name} is trained by this very process, which would die', 'stop() ends it')
-    killed, until = stop_process(pid, start, hard=True), time.monotonic() + 5
-    while killed and alive(pid, start) and time.monotonic() < until: time.sleep(.01)
+    lock, killed, until = self.path/'LOCK', stop_process(pid, start, hard=True), time.monotonic() + 5
+    def there() -> bool: return alive(pid, start) or (is_locked(lock) and holder(lock).get('pid') == pid)      # its last thread holds its files
+    while killed and there() and time.monotonic() < until: time.sleep(.01)
     return killed
 
 @patch

@@ -43,13 +43,13 @@ class Callbacks:
     def __init__(self, cbs: Any = ()):
         self.cbs: tuple[Callback, ...] = tuple(sorted(cbs, key=lambda c: c.order))
         self.whom = {m: [c for c in self.cbs if _acts(c, m)] for m in ('before_fit', 'after_collect', 'after_learn', 'after_fit')}
-        self.brisk, self.due = [c for c in self.whom['after_learn'] if not c.paced], 0.       # asked always; when the others are asked again
+        self.prompt, self.due = [c for c in self.whom['after_learn'] if not c.paced], 0.       # asked always; when the others are asked again
 
     def __call__(self, moment: str, t: Any) -> None:
         "Ask everybody; the first CancelFit is raised after all were asked"
         cancel, whom = None, self.whom[moment]
-        if moment == 'after_learn' and len(self.brisk) < len(whom):
-            if (now := perf_counter()) < self.due and t.step < t.target: whom = self.brisk
+        if moment == 'after_learn' and len(self.prompt) < len(whom):
+            if (now := perf_counter()) < self.due and t.step < t.target: whom = self.prompt
             else: self.due = now + .05
         for c in whom:
             try:
@@ -59,7 +59,7 @@ class Callbacks:
 
     def _dismiss(self, c: Callback, moment: str) -> None:
         self.whom[moment] = [x for x in self.whom[moment] if x is not c]
-        if moment == 'after_learn': self.brisk = [x for x in self.brisk if x is not c]
+        if moment == 'after_learn': self.prompt = [x for x in self.prompt if x is not c]
 
     def state_dict(self) -> dict:
         "By class name, numbered where a class is there twice; who has nothing to remember leaves no trace"

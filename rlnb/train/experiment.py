@@ -55,6 +55,7 @@ class Experiment(Config):
     patience: int = param(0, 'End after so many looks without a better one; 0: never', lo=0)
     min_episodes: int = param(0, 'Judge nothing before so many episodes', lo=0)
     tensorboard: bool = param(False, 'Mirror the rows for TensorBoard, in tb/')
+    wandb: str = param('', 'Mirror the rows to this project at Weights & Biases; empty: not')
     on_trouble: str = param('stop', 'When the policy hardens, strays or no longer moves', choices=('stop', 'pause', 'warn'))
     adapt: str = param('', 'Let the step size follow the KL of the updates, or the looks', choices=('', 'kl', 'plateau'))
 

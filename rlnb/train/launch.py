@@ -34,8 +34,8 @@ def start(run: Run, steps: int | None = None, rescale: bool = False, episodes: i
           processes: int | None = None) -> Run:                # None: as many as before
     "Send a worker to a run, or several; returns when it has begun, or says why it did not"
     if is_locked(run.path/'LOCK'): Lock(run.path/'LOCK')      # raises, and says who trains it
-    before = run.probe.get('processes', 1) if run.probe else processes or 1
-    if (processes or before) != before: raise BadInput('processes', f'{processes}, but the run is trained by {before}', f'{before}')
+    before = run.probe.get('processes', 1) if run.probe else 1 if processes is None else processes
+    if processes not in (None, before): raise BadInput('processes', f'{processes}, but the run is trained by {before}', f'{before}')
     words = [*worker_words(run.path.resolve(), before), '--episodes', str(episodes)]
     if steps is not None: words += ['--steps', str(steps)]
     words += ['--rescale']*rescale + [f'--allow-import={m}' for m in allow]

@@ -21,6 +21,7 @@ from ..core.text import duration, si, table
 from ..runs.ckpt import take_apart
 from .callback import Callback, CancelFit
 from .experiment import Experiment, build
+from .memory import by_key, peak
 from .track import Record
 
 # %% ../../nbs/50_train/67_preflight.ipynb #2e7c9ab6
@@ -57,10 +58,11 @@ def measure(exp: Experiment, seconds: float = 2., allow: Iterable[str] = ()) -> 
         taken = perf_counter() - then
         rows = (Path(d)/'metrics.jsonl').stat().st_size/max(t.iter, 1)
         memory = sum(getattr(v, 'nbytes', 0) for _, v in leaves(getattr(t.buffer, 'np', {})))
+        parts = by_key(t.buffer)
         state = _bytes(t.state_dict(rows=False))      # type: ignore[call-arg]
         t.env.close()
     sps = clock.sps or t.step/max(taken, 1e-9)
-    return dict(sps=sps, seconds=exp.steps/sps, updates=clock.seen > 1, memory=memory, checkpoint=state,
+    return dict(sps=sps, seconds=exp.steps/sps, updates=clock.seen > 1, memory=memory, parts=parts, peak=peak(), checkpoint=state,
                 disk=(exp.keep + 2)*state + memory*(memory > 10*state) + rows*exp.steps/max(t.step/max(t.iter, 1), 1))
 
 # %% ../../nbs/50_train/67_preflight.ipynb #3a606d51
@@ -101,8 +103,9 @@ def said(found: dict[str, Any], session: float | None = None) -> str:
     "The findings as a table of text"
     size = {k: si(found[k]) + 'B' for k in ('memory', 'checkpoint', 'disk', 'free')}
     speed = f"{si(found['sps'])} steps/s" + ('' if found['updates'] else ', without an update yet')
+    parts = ''.join(f', {k} {si(n)}B' for k, n in list(found.get('parts', {}).items())[:3])
     rows = [('speed', speed), ('time', duration(found['seconds'])),
-            ('its memory', size['memory']), ('a checkpoint', size['checkpoint']), ('disk', f"{size['disk']} of {size['free']} free")]
+            ('its memory', size['memory'] + parts), ('a checkpoint', size['checkpoint']), ('disk', f"{size['disk']} of {size['free']} free")]
     if session and found['seconds'] > session:
         rows.append(('sessions', f"{found['seconds']/session:.1f} of {duration(session)}: it will be resumed"))
     return table(rows, ['', ''])

@@ -87,9 +87,9 @@ class Checkpoint(Callback):
     def after_learn(self, t: Any) -> None:
         at = time.monotonic()
         ended, stepped = self.episodes(t.ended), self.steps(t.step)
-        if self.tier == 'boundary': return self._bound(t, stepped)
-        kind = self.asked or ('regular' if stepped or ended or (not self.steps.every and at - self.last > self.wait) else '')
-        if kind: self.saved(t, kind)
+        timed = not self.steps.every and at - self.last > self.wait
+        kind = self.asked or ('regular' if stepped or (self.tier != 'boundary' and (ended or timed)) else '')
+        if kind: self._bound(t, kind, stepped) if self.tier == 'boundary' else self.saved(t, kind)
         elif at - self.copied > max(self.snapshot, 200*self.cost): self._copy(t)
 
 # %% ../../nbs/50_train/22_save.ipynb #6955559d
@@ -107,12 +107,12 @@ def facts(self: Checkpoint, t: Any) -> dict[str, Any]:
 
 # %% ../../nbs/50_train/22_save.ipynb #41343057
 @patch
-def _bound(self: Checkpoint, t: Any, due: bool) -> None:
+def _bound(self: Checkpoint, t: Any, kind: str, due: bool) -> None:
     "A world that can't be put back: each checkpoint is an end of all episodes, at steps that every life agrees on"
     if due:
         t.boundary(t.step//self.steps.every)
         self.saved(t, 'regular')
-    elif self.asked: self.saved(t, self.asked, resume=False)
+    else: self.saved(t, kind, resume=False)
 
 # %% ../../nbs/50_train/22_save.ipynb #0c450499
 @patch

@@ -40,6 +40,7 @@ from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
 from .found import mark, moved, probe, sealed, settled, unchanged
 from .guard import Guard, card_of
+from .memory import used
 from .mirror import Mirror
 from .save import Checkpoint
 from .standard import Adapt, Best, EarlyStop, Evaluate, Limit
@@ -47,6 +48,7 @@ from .steer import Control, Signals, Status
 from .team import joined, parted
 from .track import Profile, Progress, Record, say
 from .trainer import Trainer
+from .wandb import Wandb
 
 # %% ../../nbs/50_train/50_session.ipynb #b3b73395
 class Life:
@@ -134,7 +136,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver, limit=x.cost_limit)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
-    if x.tensorboard: cbs.append(Mirror())
+    cbs += [*[Mirror()]*x.tensorboard, *([Wandb(x.wandb)] if x.wandb else [])]
     if x.adapt:
         lr = at(x.agent_cfg.lr, 0.)      # type: ignore[attr-defined]
         cbs.append(Adapt(KLAdaptive(lr, lo=lr/100, hi=lr*100) if x.adapt == 'kl' else Plateau(lr)))
@@ -178,12 +180,11 @@ def end(self: Life, episodes: int) -> None:
     point = resume_point(self.run.path)
     e = self.judged(episodes) if done and episodes else None
     score, own = (_score(e['return'], 'episodes'), measured(e, self.told)) if e else (None, {})
-    seconds = self.saver.facts(t)['seconds']
-    kept = self.run.at('latest').name if seal or point else ''
-    phase = 'finished' if done else 'stopped'
+    phase, seconds = 'finished' if done else 'stopped', self.saver.facts(t)['seconds']
     result = {'run': self.run.name, 'phase': phase, 'why': why, 'steps': t.step, 'episodes': t.ended, 'seconds': seconds,
               'sps': round(t.step/max(seconds, 1e-9), 1), 'return': score or _score(list(self.limit.recent), 'training episodes'),
-              'checkpoint': kept, 'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own,
+              'checkpoint': self.run.at('latest').name if seal or point else '',
+              'resumes_at': int(point[1]['step']) if point else 0, 'metrics': own, 'memory': used(t.buffer),
               'parameters': sum(p.numel() for p in t.agent.parameters())}
     for c in t.cbs.cbs:
         if hasattr(c, 'publish'): c.publish(t.durable)      # the last checkpoint came after the last of its moments
@@ -205,9 +206,8 @@ def fail(self: Life, e: BaseException) -> None:
         kept = point[0].name if point else ''
     except Exception as worse: cause += f' (and while that was written: {one_line(worse)})'
     if self.t is not None: step = self.t.step
-    error: dict[str, Any] = dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
-                                 card=card_of(e, self.t).to_dict())
-    error = redact(error)
+    error: dict[str, Any] = redact(dict(cause=cause, error=type(e).__name__, code=exit_code(e), where='error.txt', checkpoint=kept,
+                                 card=card_of(e, self.t).to_dict()))
     with suppress(DiskError): self.events.add('fail', step, **error)
     with suppress(DiskError): self.state.phase('stopped' if isinstance(e, KeyboardInterrupt) else 'failed', step=step, error=error)
 

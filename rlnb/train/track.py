@@ -23,6 +23,7 @@ from ..core.rows import Jsonl, Log
 from ..core.running import Window
 from ..core.text import ascii_safe, duration, si
 from .callback import Callback
+from .memory import in_use
 
 # %% ../../nbs/50_train/20_track.ipynb #8f796580
 def summary(xs: list[float]) -> dict[str, float]:
@@ -144,7 +145,8 @@ class Profile(Callback):
         part = {k: seen[k] - self.was[k] for k in seen}
         sps = part.pop('step')/max(now - self.then, 1e-9)
         with suppress(DiskError):                 # seconds are not worth a run
-            self.log.append({'step': t.step, 'time/sps': round(sps, 1), **{f'time/{k}': round(v, 6) for k, v in part.items()}})
+            told = {f'time/{k}': round(v, 6) for k, v in part.items()}
+            self.log.append({'step': t.step, 'time/sps': round(sps, 1), **told, 'sys/memory': in_use()})
         self.was, self.then, self.due = seen, now, now + self.every
     def after_fit(self, t: Any) -> None:
         if hasattr(self, 'log'): self.log.close()      # the disk may not even have let it begin
