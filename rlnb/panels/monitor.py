@@ -9,7 +9,7 @@ __all__ = ['BUTTONS', 'allowed', 'Monitor']
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ class Monitor:
     def __init__(self, run: Run | str, root: str | Path = 'runs'):
         import ipywidgets as w
         self.run = find(run, root)
-        self.feed, self.lock, self.asked, self.said = Feed(self.run), threading.RLock(), 0., Html('')
+        self.feed, self.lock, self.asked, self.said, self.pressed = Feed(self.run), threading.RLock(), 0., Html(''), ''
         self.head, self.word, self.card = view(), view(min_height='30px'), view()
         self.curve, self.pane, self.foot = LiveChart(lambda: self.draw(force=True)), view(height='336px', overflow='auto'), view()
         self.picture, self.fixing = self.curve.picture, w.HBox([])
@@ -121,6 +121,7 @@ def draw(self: Monitor, new: Any = (), force: bool = False) -> None:
         on = allowed(phase, time.monotonic() - self.asked if self.asked else 0.)
         for k, b in self.buttons.items():
             if b.disabled != (k not in on): b.disabled = k not in on
+        _hand_on(self, on)
         if force or 'state' in new: self._fixes(phase)
         if self.set.disabled != (phase not in ('running', 'paused')): self.set.disabled = not self.set.disabled
         self.fresh, self.stale = self.fresh or bool({'rows', 'events'} & set(new)), self.stale or bool(new) or self.which.value == 'system'
@@ -194,15 +195,20 @@ def _ended(self: Monitor, phase: str) -> None:
 def press(self: Monitor, what: str) -> Any:
     "Do what a button does"
     with self.lock:
+        self.pressed = what
         try:
             out = self._do(what)
             self._news()                 # what it sees, the next look of the watcher will not see again
         except (RlnbError, OSError) as e: out, self.said = None, note(one_line(e) if not isinstance(e, RlnbError) else str(e), kind='bad')
         self.draw(force=True)
-    if self.buttons.get(what) and self.buttons[what].disabled:
-        with suppress(Exception): next(b for b in self.buttons.values() if not b.disabled).focus()
     WATCHER.follow(self.look)
     return out
+
+def _hand_on(m: Monitor, on: Sequence[str]) -> None:
+    "When the button that was pressed goes off, another one gets the focus of the keyboard"
+    if m.pressed not in m.buttons or m.pressed in on: return
+    m.pressed = ''
+    with suppress(Exception): next(b for k, b in m.buttons.items() if k in on).focus()
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #ec31b64b
 @patch
