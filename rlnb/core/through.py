@@ -97,7 +97,8 @@ def _params(layers: Sequence[Any]) -> list[Tensor]: return [p for m in layers[::
 
 def _short(layers: Sequence[Any], x: Tensor) -> bool:
     "May it be one node?"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active(): return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack(): return False
     if x.dim() != 2 or x.dtype != torch.float32 or x.device.type != 'cpu': return False
     if len(layers) < 3 or len(layers) % 2 == 0 or type(layers[0]) not in (nn.Linear, Linear) or type(layers[1]) not in _BACK: return False
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layers): return False
