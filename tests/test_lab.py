@@ -54,12 +54,12 @@ def test_a_run_is_started_paused_and_stopped_with_the_mouse(lab, page):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=spec), work / 'panel.ipynb')
     begin(page, address, 'panel.ipynb')
     run_all(page)
-    press = lambda what: page.locator(f'.jp-OutputArea-output button.jupyter-button:has-text("{what}")').last.click()
+    press = lambda what: page.locator(f'.jp-OutputArea-output button.jupyter-button:text-is("{what}")').last.click()
     badge = lambda word: page.wait_for_function(f'() => document.querySelector(".rlnb-badge")?.innerText === "{word}"', timeout=60_000)
     page.wait_for_selector('.jp-OutputArea-output button:has-text("Start")', timeout=60_000)
     press('Start')
     badge('running')
-    points = '() => Number(document.querySelector(".jp-OutputArea-output svg[data-points]")?.dataset.points || 0)'
+    points = '() => Number(document.querySelector(".rlnb-live[data-points], .jp-OutputArea-output svg[data-points]")?.dataset.points || 0)'      # live, or the SVG
     page.wait_for_function(f'() => ({points})() > 5', timeout=60_000)
     run = find('ppo-CartPole-v1-0'.lower(), work / 'runs')
     press('Pause')

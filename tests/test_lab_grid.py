@@ -68,7 +68,7 @@ class Notebook:
         seen = self.points()
         self.wait(f'() => ({POINTS})() > {seen}')
 
-    def button(self, word, i=-1): return self.page.locator(f'.jp-OutputArea-output button.jupyter-button:has-text("{word}"):not([disabled])').nth(i)
+    def button(self, word, i=-1): return self.page.locator(f'.jp-OutputArea-output button.jupyter-button:text-is("{word}"):not([disabled])').nth(i)
     def press(self, word, i=-1): self.button(word, i).click(timeout=WAIT)
     def busy(self):
         "Is a cell running?"

@@ -189,7 +189,7 @@ def test_a_view_says_when_it_is_seen_and_when_not(show):
     page.evaluate(hide, False)
     page.evaluate('() => document.getElementById("here").style.display = "none"')
     page.wait_for_function('() => chart.sent.length === 4')
-    page.evaluate('() => document.getElementById("here").style.display = ""')
+    page.evaluate('() => Object.assign(document.getElementById("here").style, {display: "", marginTop: "3000px"})')     # back, and not scrolled to: its head may be
     page.wait_for_function('() => chart.sent.length === 5')
     page.evaluate('() => chart.close()')
     assert kinds() == ['hello', 'hidden', 'hello', 'hidden', 'hello', 'hidden'] and len(set(page.evaluate('() => chart.sent.map(x => x.view)'))) == 1

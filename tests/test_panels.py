@@ -160,7 +160,8 @@ def test_a_refresh_of_the_live_chart_stays_small(long, page):
     many.curve.draw([line_of(f'run {i}', many.feeds, .05, i) for i in range(10)], 'return')
     assert len(many.curve.touch.spec['curves']) == 10 and len(json.dumps(many.curve.touch.spec)) + len(many.curve.touch.data) < 12_000
     panel.curve.touch.within = [1e6, 1.1e6]
-    assert panel.curve.touch.spec['first'] == 1e6 and panel.curve.touch.spec['curves'][0]['line'] > 90
+    x = panel.feed.rows.get('episode/return')[0]                            # of a long file a sample of its rows
+    assert panel.curve.touch.spec['first'] == 1e6 and panel.curve.touch.spec['curves'][0]['line'] > ((x >= 1e6) & (x <= 1.1e6)).sum() > 3
 
 
 def test_a_hidden_panel_sends_nothing(long, page):

@@ -262,7 +262,7 @@ function render({model, el}) {
   const look_up = () => tell(!document.hidden && root.offsetParent !== null ? 'hello' : 'hidden')
   const leave = () => tell('hidden')
   const changed = {spec: read, data: read, off: later, within: () => { range = model.get('within'); later() }}
-  const sight = new IntersectionObserver(look_up)
+  const sight = new ResizeObserver(look_up)                                     // taken out of the layout, or put back, whether scrolled to or not
   range = model.get('within')
   read()
   for (const [k, f] of Object.entries(changed)) model.on(`change:${k}`, f)
