@@ -98,9 +98,10 @@ def long(tmp_path):
     run = train('ppo', steps=2048, root=tmp_path, name='long', progress=False, episodes=5)
     rng = np.random.default_rng(0)
     with (run.path / 'metrics.jsonl').open('w') as f:
-        for i, (r, k) in enumerate(rng.normal(size=(50_000, 2))):
+        for i, (r, k) in enumerate(rng.normal(size=(50_000, 2)).round(3).tolist()):        # fewer than 16 MB, or a sample would be shown
             ret = dict(mean=r, min=r - 1, max=r + 1, n=3)
-            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, **{f'learn/{name}': n*k for n, name in enumerate(('loss', 'entropy', 'kl', 'lr', 'clipped', 'value'))}}) + '\n')
+            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, **{f'learn/{name}': round(n*k, 3) for n, name in enumerate(('loss', 'entropy', 'kl', 'lr', 'clipped', 'value'))}}, separators=(',', ':')) + '\n')
+    assert (run.path / 'metrics.jsonl').stat().st_size < 16 << 20
     return run
 
 
