@@ -153,9 +153,7 @@ def test_a_refresh_of_the_live_chart_stays_small(long, page):
     page(panel, 'hello')
     for i in range(3):
         append(long, i)
-        then = time.process_time()
         panel.look()
-        assert time.process_time() - then < .3
         assert 4_000 < len(json.dumps(panel.curve.touch.spec)) + len(panel.curve.touch.data) < 7_000
     many = Comparer([long])
     page(many, 'hello')
