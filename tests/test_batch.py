@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT
 from hypothesis import given, settings
@@ -335,3 +336,33 @@ def test_a_killed_page_ends_with_the_same_bytes(tmp_path):
     assert steps == sorted(set(steps))
     show = lambda f: [o['data']['text/plain'] for c in executed(f) for o in c['outputs'] if 'group' in str(o.get('data', {}).get('text/plain', ''))]
     assert show(out) == show(tmp_path / 'calm.ipynb') != []
+
+
+# ---- the three phases
+PHASES = ROOT / 'nbs' / '90_learn' / '80_phases.ipynb'
+
+
+def page(root: Path, **parameters) -> dict:
+    "The cells of the notebook, run here; what they left"
+    scope: dict = {}
+    for c in nbformat.read(PHASES, 4).cells:
+        if c.cell_type != 'code': continue
+        exec(compile(c.source, PHASES.name, 'exec'), scope)
+        if 'parameters' in c.metadata.get('tags', []): scope |= dict(root=str(root), steps=400, seeds='0', eye_steps=256, workers=2) | parameters
+    return scope
+
+
+def test_phases_are_left_out_and_gone_on_with(tmp_path, monkeypatch):
+    "One phase, then another one more, then pictures alone: nothing is trained twice, and what was left out is not touched"
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.setenv('PYTHONPATH', env()['PYTHONPATH'])
+    first = page(tmp_path, phases='baseline')
+    assert [r.config['experiment']['agent'] for r in runs(tmp_path)] == ['a2c'] and len(first['first']) == 1
+    then = (runs(tmp_path)[0].path / 'events.jsonl').read_bytes()
+    both = page(tmp_path, phases=' baseline,compare ')
+    assert {r.config['experiment']['agent'] for r in both['both']} == {'a2c', 'ppo'} and (runs(tmp_path)[0].path / 'events.jsonl').read_bytes() == then
+    last = page(tmp_path, phases='vision', agents='a2c, dqn')
+    assert len(runs(tmp_path)) == 3 and len(last['saw']) == 1 and len(last['both']) == 1       # the one that is there
+    with pytest.raises(BadInput, match='phases: visoin; some of'): page(tmp_path, phases='visoin')
+    with pytest.raises(BadGrid, match='agent'): page(tmp_path, phases='baseline', eye='sac')  # looked at, though it is not this phase's turn
+    assert len(runs(tmp_path)) == 3

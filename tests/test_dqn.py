@@ -356,3 +356,24 @@ def test_hindsight_and_priorities_together_run():
     env = BitFlip(4, bits=4)
     t = Trainer(DQN(env.obs_space, env.act_space, DQN.config(her='future', per=True, n_step=2, learning_starts=100, hidden=(8,), batch_size=8)), env).fit(600)
     assert t.agent.count > 50 and t.buffer.relabel.behind.any()
+
+
+class Lottery(TensorEnv):
+    "A corridor into a room of ten lotteries, each worth nothing on average"
+    obs_space, act_space, max_steps = spaces.Box(0, 1, (2,)), spaces.Discrete(10), 10
+    def start(self, n, rows): return np.zeros(n, np.int64)
+    def observe(self, s): return np.eye(2, dtype=np.float32)[s.clip(0, 1)]
+    def dynamics(self, s, act): return s + 1, np.where(s == 1, self.rng.standard_normal(self.num_envs, np.float32), 0).astype(np.float32), s == 1
+
+
+def hope(double, seed):
+    "What is expected in the corridor, mean over late moments; the truth is 0"
+    cfg = DQN.config(double=double, hidden=(32,), lr=1e-2, gamma=1., batch_size=16, buffer_size=100, learning_starts=64, train_every=8, target_every=200, eps_end=1.)
+    t, seen = Trainer(DQN(Lottery.obs_space, Lottery.act_space, cfg, seed), Lottery(8), seed=seed), []
+    for k in range(8): seen.append(t.fit(2000 + 250*k).agent.values(np.eye(2, dtype=np.float32)[:1]).mean())
+    return np.mean(seen)
+
+
+def test_double_hopes_for_less_where_there_is_nothing_to_hope():
+    plain, double = (np.array([hope(d, s) for s in range(4)]) for d in (False, True))
+    assert plain.min() > .1 and (double < plain).all() and double.mean() < .6*plain.mean()

@@ -65,6 +65,15 @@ def show(chromium):
     for p in pages: p.close()
 
 
+def test_the_scripts_are_small_and_keep_to_the_rules():
+    "No library, nothing loaded, no markup made of text; as short as a page"
+    import re
+    for f in (ROOT / 'rlnb' / 'panels').glob('*.js'):
+        text = f.read_text(encoding='utf-8')
+        assert not re.findall(r'innerHTML|outerHTML|insertAdjacent|createContextualFragment|DOMParser|document\.write|eval\(|new Function|\bimport\b|fetch\(|XMLHttp|WebSocket|localStorage|cookie', text), f
+        assert text.count('\n') <= 300 and max(map(len, text.splitlines())) <= 170, f
+
+
 def test_numbers_are_written_as_python_writes_them(show):
     page = show(curves())
     xs = [0, 1, -1, .5, 123.456, 999.4, 999.6, 1234, -12345, 99_949, 1e6, 3.4e9, 5e14, 1e-3, 1.234e-5, 1e-7, -2.5e-9, 1e300]

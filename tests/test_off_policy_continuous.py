@@ -27,6 +27,7 @@ from rlnb.buffers.collect import Collector
 from rlnb.core import heads
 from rlnb.core.batch import Batch
 from rlnb.core.errors import BadInput
+from rlnb.envs.base import TensorEnv
 from rlnb.envs.classic import CartPole, Pendulum
 from rlnb.envs.goal import PointReach
 from rlnb.envs.spaces import Unit
@@ -543,3 +544,22 @@ def test_a_missing_piece_shows(case, piece):
 if __name__ == '__main__':
     torch.set_num_threads(1)
     {'first': first, 'second': second}[sys.argv[1]](Path(sys.argv[2]))
+
+
+class Hill(TensorEnv):
+    "One step, worth most in the middle"
+    obs_space, act_space, max_steps = spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (2,)), 1
+    def start(self, n, rows): return np.zeros(n, np.float32)
+    def observe(self, s): return s[:, None]
+    def dynamics(self, s, act): return s, -4*(act**2).sum(1).astype(np.float32), np.ones(self.num_envs, bool)
+
+
+@pytest.mark.parametrize('target', [-2., 0.])
+def test_the_temperature_finds_the_entropy_that_was_asked_for(target):
+    "α settles where it belongs: small for a sharp policy, larger for a broad one"
+    world, seen = Hill(8), []
+    cfg = SAC.config(target_entropy=target, hidden=(32,), batch_size=64, lr=3e-3, learning_starts=64, train_every=8, updates=4)
+    t = Trainer(SAC(world.obs_space, world.act_space, cfg, 0), world)
+    for k in range(100): seen.append({k: float(v) for k, v in t.fit(5000 + 8*k).metrics.items()})
+    assert abs(np.mean([m['entropy'] for m in seen]) - target) < .05
+    assert (seen[-1]['alpha'] < .15) == (target < 0) and .01 < seen[-1]['alpha'] < .8

@@ -48,6 +48,11 @@ def known(command: str) -> str:
         except SystemExit as e: return str(e.code or '')               # --help, --version
         except Exception as e: return str(e)
         return ''
+    if words[1:3] == ['-m', 'torch.distributed.run']:
+        from torch.distributed.run import get_args_parser
+        try: a = get_args_parser().parse_args(words[3:])
+        except SystemExit: return f'torch.distributed.run does not know {words[3:]}'
+        return known(shlex.join(['python', '-m', a.training_script, *a.training_script_args]))
     if words[0].startswith('python'):
         if words[1] == '-m': return '' if words[2].split('.')[0] in ('pytest', 'pip', 'venv') or (ROOT / (words[2].replace('.', '/') + '.py')).exists() else f'no module {words[2]}'
         if not (ROOT / words[1]).is_file(): return f'no file {words[1]}'
@@ -84,7 +89,7 @@ def test_every_command_can_be_typed(command, where):
 
 
 @pytest.mark.parametrize('wrong', ['rlnb trian --agent ppo', 'rlnb train --agnt ppo', 'python3 dev.py tset', 'python tools/gone.py', "pip install 'rlnb[lab,labs]'", 'make tset',
-                                   'python -m rlnb.trane.worker RUN'])
+                                   'python -m rlnb.trane.worker RUN', 'python -m torch.distributed.run --standalone -m rlnb.trane.worker RUN'])
 def test_a_planted_command_is_seen(wrong):
     assert commands(f'Type `{wrong}` now') == [wrong] and known(wrong)
 

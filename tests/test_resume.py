@@ -145,8 +145,9 @@ def tour(t: Trainer) -> dict[str, str]:
 CLOCKS = {
     't.cbs.cbs.*.recent*': 'Progress: what it shows to whoever looks on; no part of the run',
     't.time.*': 'seconds of this process',
-    't.cbs.due': 'Callbacks: when those that only watch the clock are asked again',
     't.collector.time.*': 'seconds of this process',
+    't.cbs.due': 'when those who only look at the clock are asked again',
+    't.cbs.cbs.*.shown*': 'Progress: the columns of its table, chosen when it prints their names',
     't.cbs.cbs.*.then': "Progress: the clock of the last line",
     't.cbs.cbs.*.was.act': 'Progress: seconds',
     't.cbs.cbs.*.was.env': 'Progress: seconds',

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .product import product, wide
+from .product import Linear, product, wide
 
 # %% ../../nbs/00_core/58_through.ipynb #6ca2bfc1
 _OVER = (4.89352455891786e-03, 6.37261928875436e-04, 1.48572235717979e-05, 5.12229709037114e-08, -8.60467152213735e-11, 2.00018790482477e-13,
@@ -97,9 +97,10 @@ def _params(layers: Sequence[Any]) -> list[Tensor]: return [p for m in layers[::
 
 def _short(layers: Sequence[Any], x: Tensor) -> bool:
     "May it be one node?"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active(): return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack(): return False
     if x.dim() != 2 or x.dtype != torch.float32 or x.device.type != 'cpu': return False
-    if len(layers) < 3 or len(layers) % 2 == 0 or type(layers[1]) not in _BACK: return False
+    if len(layers) < 3 or len(layers) % 2 == 0 or type(layers[0]) not in (nn.Linear, Linear) or type(layers[1]) not in _BACK: return False
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layers): return False
     if any(type(m) is not type(layers[i % 2]) for i, m in enumerate(layers)): return False
-    return all(getattr(m, 'bias', None) is not None and m.weight.dtype == torch.float32 for m in layers[::2])
+    return all(m.bias is not None and m.weight.dtype == torch.float32 for m in layers[::2])

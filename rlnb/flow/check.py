@@ -74,15 +74,22 @@ def _gpus(p: Place) -> str:
     if not (n := len(gpu_usage())): raise Untried('there is none')
     return '' if torch.cuda.device_count() == n else f'{n} by NVIDIA, {torch.cuda.device_count()} by torch'
 
-@assume('a worker trains, ends well, and what it leaves verifies')
-def _trains(p: Place) -> str:
+def _trained(p: Place, processes: int) -> str:
+    "What is wrong with a small run that workers train"
     from rlnb.train.launch import launch
-    run = launch('a2c', steps=512, root=p.work/'.check', name='run', fresh=True, episodes=2, num_envs=4, n_steps=16, presets=False).wait(180)
+    words: dict[str, Any] = dict(steps=512, root=p.work/'.check', name='run', fresh=True, episodes=2, num_envs=4, n_steps=16, presets=False)
+    run = launch('a2c', processes=processes, **words).wait(180)
     if run.phase != 'finished': return f'it is {run.phase}: {run.log(1)}'
     import rlnb.train.record                                   # noqa: F401  teaches `verify`
     bad = [k for k, why in run.verify().items() if why]
     run.rm()
     return ', '.join(bad)
+
+@assume('a worker trains, ends well, and what it leaves verifies')
+def _trains(p: Place) -> str: return _trained(p, 1)
+
+@assume('two processes train one run together', 'kaggle')
+def _together(p: Place) -> str: return _trained(p, 2)
 
 # %% ../../nbs/70_flow/45_check.ipynb #01620a01
 @assume('Colab has the modules for Drive and for secrets', 'colab')

@@ -182,6 +182,7 @@ def follow(run: Run, session: Session, told: Callable[[str], None] = print, ever
             if line != said: told(line + (f'   session {duration(left)}' if math.isfinite(left) else ''))
             lines, said = lines + (line != said), line
         time.sleep(min(.1, every))
+    run.wait(2.)
     session.ledger.beat()
 
 # %% ../../nbs/70_flow/40_governor.ipynb #2df3ac6b

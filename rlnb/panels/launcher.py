@@ -27,7 +27,7 @@ from .monitor import Monitor
 from ..runs.run import Run, find
 from ..runs.state import LIVE
 from ..train.experiment import Experiment, find_agent, resolve, seeds_of
-from ..train.launch import launch
+from ..train.launch import line_up, prepare
 from ..train.preflight import preflight, said
 from ..train.presets import names, preset
 
@@ -150,7 +150,7 @@ def redraw(self: Launcher) -> None:
         asked = exp, seeds, str(self.root), self.presets.value, self.name.value
         show(self.lines, page(el('div', 'In a terminal ', el('code', as_command(*asked))), el('div', 'In Python ', el('code', as_python(*asked)))))
         show(self.word, '')
-        self.go.disabled = self.test.disabled = any(r.phase in LIVE for r in self.runs)
+        self.go.disabled = self.test.disabled = any(r.phase in (*LIVE, 'new') for r in self.runs)
     except (RlnbError, ValueError) as e:
         show(self.word, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
         self.go.disabled = self.test.disabled = True
@@ -167,7 +167,7 @@ def check(self: Launcher) -> threading.Thread:
     thread.start()
     return thread
 
-# %% ../../nbs/80_panels/55_launcher.ipynb #272919f9
+# %% ../../nbs/80_panels/55_launcher.ipynb #12d0cefd
 @patch
 def start(self: Launcher) -> list[Run]:
     "Begin a run for each seed, and show it"
@@ -180,8 +180,9 @@ def start(self: Launcher) -> list[Run]:
             plain = exp.to_dict()
             settings = {k: v for k, v in plain.items() if k not in ('agent', 'env', 'steps', 'seed', 'agent_cfg', 'group')} | plain['agent_cfg']
             name = self.name.value if len(seeds) == 1 else ''
-            self.runs = []
-            for s in seeds: self.runs.append(launch(exp.agent, exp.env, exp.steps, self.root, name, presets=False, seed=s, group=group, **settings))
+            runs = [prepare(exp.agent, exp.env, exp.steps, self.root, name, presets=False, seed=s, group=group, **settings) for s in seeds]
+            line_up(runs)
+            self.runs = runs
             self._remember(exp)
         except (RlnbError, OSError, ValueError) as e: show(self.word, page(note(str(e) if isinstance(e, RlnbError) else one_line(e), kind='bad')))
         if self.runs: self._show()                             # also where one of several could not begin

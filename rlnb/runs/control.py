@@ -105,4 +105,6 @@ def wait(self: Run, timeout: float = float('inf'), every: float = .1) -> Run:
     "Until the run has ended, or `timeout` seconds"
     until = time.monotonic() + timeout
     while self.phase not in (*ENDED, 'lost') and time.monotonic() < until: time.sleep(every)
+    until = min(until, time.monotonic() + 2)              # a worker that never began: who started it is about to say why
+    while self.phase == 'lost' and self.state.get('life') == 0 and time.monotonic() < until: time.sleep(.05)
     return self

@@ -35,7 +35,7 @@ class Callback:
     def load_state_dict(self, d: dict) -> None:
         "Take it over"
 
-# %% ../../nbs/50_train/10_callback.ipynb #fbc780cd
+# %% ../../nbs/50_train/10_callback.ipynb #8aa9dac8
 def _acts(c: Callback, moment: str) -> bool: return getattr(getattr(c, moment), '__func__', None) is not getattr(Callback, moment)
 
 class Callbacks:
@@ -43,13 +43,13 @@ class Callbacks:
     def __init__(self, cbs: Any = ()):
         self.cbs: tuple[Callback, ...] = tuple(sorted(cbs, key=lambda c: c.order))
         self.whom = {m: [c for c in self.cbs if _acts(c, m)] for m in ('before_fit', 'after_collect', 'after_learn', 'after_fit')}
-        self.prompt, self.due = [c for c in self.whom['after_learn'] if not c.paced], 0.       # asked always; when the others are asked again
+        self.quick, self.due = [c for c in self.whom['after_learn'] if not c.paced], 0.       # asked always; when the others are asked again
 
     def __call__(self, moment: str, t: Any) -> None:
         "Ask everybody; the first CancelFit is raised after all were asked"
         cancel, whom = None, self.whom[moment]
-        if moment == 'after_learn' and len(self.prompt) < len(whom):
-            if (now := perf_counter()) < self.due and t.step < t.target: whom = self.prompt
+        if moment == 'after_learn' and len(self.quick) < len(whom):
+            if (now := perf_counter()) < self.due and t.step < t.target: whom = self.quick
             else: self.due = now + .05
         for c in whom:
             try:
@@ -59,7 +59,7 @@ class Callbacks:
 
     def _dismiss(self, c: Callback, moment: str) -> None:
         self.whom[moment] = [x for x in self.whom[moment] if x is not c]
-        if moment == 'after_learn': self.prompt = [x for x in self.prompt if x is not c]
+        if moment == 'after_learn': self.quick = [x for x in self.quick if x is not c]
 
     def state_dict(self) -> dict:
         "By class name, numbered where a class is there twice; who has nothing to remember leaves no trace"

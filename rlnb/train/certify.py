@@ -38,7 +38,7 @@ from .session import asked, fit, folder_for
 from .track import Progress
 from .trainer import Trainer
 
-# %% ../../nbs/50_train/70_certify.ipynb #49c7e558
+# %% ../../nbs/50_train/70_certify.ipynb #b9e71d20
 _FILE = 'path _fd _failed _torn'
 PASSING: dict[str, str] = {             # of a process, not of the run
     'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': _FILE, 'Jsonl': _FILE,
@@ -46,7 +46,7 @@ PASSING: dict[str, str] = {             # of a process, not of the run
     'Wandb': '*', 'Profile': '*', 'Progress': 'then was lines write recent show log', 'Guard': 'seen', 'Status': '*', 'Signals': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before untold tape',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known changes agent',
-    'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom prompt due'}
+    'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom quick due'}
 
 def _parts(x: Any) -> list[tuple[Any, Any]]:
     "The pieces of an object, with their names"

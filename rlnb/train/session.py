@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Life', 'deadline_of', 'fit', 'facts', 'folder_for', 'unfinished', 'train', 'asked', 'load']
 
-# %% ../../nbs/50_train/50_session.ipynb #797e6ed2
+# %% ../../nbs/50_train/50_session.ipynb #fecb73c0
 import os
 import time
 import traceback
@@ -36,19 +36,18 @@ from ..runs.keep import Keeper, manifest, resume_point, set_aside
 from ..runs.run import Run, create, find
 from ..runs.state import State
 from ..runs.tape import fill, wound
+from . import mirror, wandb
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
 from .found import mark, moved, probe, sealed, settled, unchanged
 from .guard import Guard, card_of
 from .memory import used
-from .mirror import Mirror
 from .save import Checkpoint
 from .standard import Adapt, Best, EarlyStop, Evaluate, Limit
 from .steer import Control, Signals, Status
 from .team import joined, parted
 from .track import Profile, Progress, Record, say
 from .trainer import Trainer
-from .wandb import Wandb
 
 # %% ../../nbs/50_train/50_session.ipynb #b3b73395
 class Life:
@@ -136,7 +135,7 @@ def callbacks(self: Life, found: dict[str, Any]) -> list[Callback]:
     if x.eval_every:
         look = Evaluate(lambda: self.stage(x.eval_episodes), x.eval_every, x.eval_episodes, seed_of(x.seed, 'look'), self.saver, limit=x.cost_limit)
         cbs += [look, Best(look, self.saver), EarlyStop(x.patience, x.min_episodes, target=x.until_return)]
-    cbs += [*[Mirror()]*x.tensorboard, *([Wandb(x.wandb)] if x.wandb else [])]
+    cbs += [*[mirror.Mirror()]*x.tensorboard, *([wandb.Wandb(x.wandb)] if x.wandb else [])]
     if x.adapt:
         lr = at(x.agent_cfg.lr, 0.)      # type: ignore[attr-defined]
         cbs.append(Adapt(KLAdaptive(lr, lo=lr/100, hi=lr*100) if x.adapt == 'kl' else Plateau(lr)))
