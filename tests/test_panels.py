@@ -98,16 +98,18 @@ def long(tmp_path):
     run = train('ppo', steps=2048, root=tmp_path, name='long', progress=False, episodes=5)
     rng = np.random.default_rng(0)
     with (run.path / 'metrics.jsonl').open('w') as f:
-        for i, (r, k) in enumerate(rng.normal(size=(50_000, 2))):
+        for i, (r, k) in enumerate(rng.normal(size=(50_000, 2)).round(3).tolist()):        # fewer than 16 MB, or a sample would be shown
             ret = dict(mean=r, min=r - 1, max=r + 1, n=3)
-            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, **{f'learn/{name}': n*k for n, name in enumerate(('loss', 'entropy', 'kl', 'lr', 'clipped', 'value'))}}) + '\n')
+            f.write(json.dumps({'step': 1024 * (i + 1), 'iter': i, 'episode/return': ret, **{f'learn/{name}': round(n*k, 3) for n, name in enumerate(('loss', 'entropy', 'kl', 'lr', 'clipped', 'value'))}}, separators=(',', ':')) + '\n')
+    assert (run.path / 'metrics.jsonl').stat().st_size < 16 << 20
     return run
 
 
-def test_a_refresh_of_a_long_run_stays_small(long):
+def test_a_refresh_of_a_long_run_stays_small(long, watched):
     "At fifty thousand rows: at most ten kilobytes a refresh (what it costs in time is measured by tools/panels.py)"
     from rlnb.panels.monitor import Monitor
     panel = Monitor(long)
+    with watched.lock: watched.due.clear()                                      # looked at here, and nowhere else
     sent: list[int] = []
     for i in range(6):
         panel.drawn = time.monotonic() if i % 2 else 0.                         # the turn of the curve, of the pane
@@ -151,9 +153,7 @@ def test_a_refresh_of_the_live_chart_stays_small(long, page):
     page(panel, 'hello')
     for i in range(3):
         append(long, i)
-        then = time.process_time()
         panel.look()
-        assert time.process_time() - then < .3
         assert 4_000 < len(json.dumps(panel.curve.touch.spec)) + len(panel.curve.touch.data) < 7_000
     many = Comparer([long])
     page(many, 'hello')
