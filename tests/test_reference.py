@@ -56,3 +56,18 @@ def test_what_is_measured_next(have):
 def test_the_page_is_the_same_when_written_again(have):
     assert reference.page(have, '2.9') == reference.page(dict(reversed(have.items())), '2.9')
     assert 'a CPU, 2 cores' in reference.page(have, '2.9') and '| abc |' in reference.page(have, '2.9')
+
+
+def test_a_guest_plays_in_the_scale_of_our_worlds():
+    "Theirs took -2 … 2, ours takes -1 … 1: the same torque; whole numbers stay as they are"
+    import numpy as np
+    import peer
+    from gymnasium import spaces
+
+    class Model:
+        def __init__(self, space, a): self.action_space, self.a = space, np.array([a])
+        def predict(self, obs, deterministic): return self.a, None
+    same = lambda obs: obs
+    assert peer.Guest(Model(spaces.Box(-2, 2, (1,)), [2.]), same).act(0)['act'].tolist() == [[1.]]
+    assert peer.Guest(Model(spaces.Box(-2, 2, (1,)), [-.5]), same).act(0)['act'].tolist() == [[-.25]]
+    assert peer.Guest(Model(spaces.Discrete(3), 2), same).act(0)['act'].tolist() == [2]

@@ -24,7 +24,10 @@ class Guest:
     "Their model as an agent of ours: it sees what it saw in training, and plays"
     def __init__(self, model, scale): self.model, self.scale = model, scale
     def initial_state(self, n): return ()
-    def act(self, obs, explore=False, progress=1.): return dict(act=self.model.predict(self.scale(obs), deterministic=not explore)[0])
+    def act(self, obs, explore=False, progress=1.):
+        "What it does, in our worlds' scale: they take -1 … 1 where its own took low … high"
+        a, space = self.model.predict(self.scale(obs), deterministic=not explore)[0], self.model.action_space
+        return dict(act=2*(a - space.low)/(space.high - space.low) - 1 if hasattr(space, 'low') else a)
 
 
 def trained(c, seed: int) -> Guest:
