@@ -11,14 +11,13 @@ from .core.config import Config, diff, param
 from .core.device import pick, threads
 from .core.errors import BadInput, MissingExtra, RlnbError, need
 from .core.heads import Categorical, Gaussian, MultiBinary, MultiCategorical, Squashed, sample_categorical, sample_gaussian
-from .core.nets import Flat, act_fn, cnn, count, mlp
-from .core.ranks import group, is_main, rank, world
+from .core.nets import Flat, act_fn, cnn, mlp
 from .core.registry import Registry
 from .core.returns import discounted, gae, lambda_returns, nstep, vtrace
 from .core.rows import Jsonl, read_jsonl
 from .core.running import EMA, Running, Window
 from .core.schedule import KLAdaptive, Plateau, Timeline, constant, cosine, exponential, linear, piecewise, schedule, warmup
-from .core.seed import env_seeds, isolated, seed_everything, stream, torch_stream
+from .core.seed import env_seeds, isolated, seed_everything, stream
 
 from .envs.gym import make
 from .evaluation.compare import compare
