@@ -86,7 +86,7 @@ def _most(space: spaces.Space) -> float:
 # %% ../../nbs/50_train/24_guard.ipynb #205c64f1
 def strayed(kl: float, clip: float = .2) -> bool:
     "Is the new policy far from the one that collected?"
-    return kl > 10*clip**2
+    return kl > 10*max(clip, .1)**2          # a clip that a schedule takes to 0 asks for no such thing
 
 def exploded(loss: float,
              first: float,              # at the beginning
