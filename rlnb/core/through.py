@@ -47,17 +47,14 @@ class Tanh(nn.Tanh):
         return _Quotient.apply(x) if small else super().forward(x)
 
 # %% ../../nbs/00_core/58_through.ipynb #c378f7c0
-_IN_PLACE: dict[type[nn.Module], Any] = {Tanh: np.tanh, nn.ReLU: lambda x, out: np.maximum(x, 0, out=out)}
-_BACK: dict[type[nn.Module], Any] = {Tanh: torch.ops.aten.tanh_backward, nn.ReLU: lambda g, h: torch.ops.aten.threshold_backward(g, h, 0)}
-
 class Through(torch.autograd.Function):
-    "w, b, w, b, … with an activation between them, as one node"
+    "w, b, w, b, … with a tangent between them, as one node"
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: type[nn.Module], *params: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *params: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        ctx.kind, ctx.wide = kind, [wide(x, w) for w in params[::2]]
+        ctx.wide = [wide(x, w) for w in params[::2]]
         for w, b, other in zip(params[::2], params[1::2], ctx.wide):
-            if seen: _IN_PLACE[kind](x.numpy(), out=x.numpy())
+            if seen: np.tanh(a := x.numpy(), out=a)
             seen.append(x)
             x = product(x, w.T, b) if other else torch.addmm(b, x, w.T)
         ctx.save_for_backward(*seen, *params)
@@ -69,38 +66,41 @@ class Through(torch.autograd.Function):
         saved, need, n, out = ctx.saved_tensors, ctx.needs_input_grad, len(ctx.wide), []
         for i in range(n - 1, -1, -1):
             h, w, times = saved[i], saved[n + 2*i], product if ctx.wide[i] else torch.mm
-            out += [g.sum(0) if need[2*i + 3] else None, times(g.T, h) if need[2*i + 2] else None]
-            if not any(need[:2*i + 2]): break
+            out += [g.sum(0) if need[2*i + 2] else None, times(g.T, h) if need[2*i + 1] else None]
+            if not any(need[:2*i + 1]): break
             g = times(g, w)
-            if i: g = _BACK[ctx.kind](g, h)
-        return (g if need[0] else None, None, *[None]*(2*n - len(out)), *out[::-1])
+            if i: g = torch.ops.aten.tanh_backward(g, h)
+        return (g if need[0] else None, *[None]*(2*n - len(out)), *out[::-1])
 
 # %% ../../nbs/00_core/58_through.ipynb #ba778168
 def _again(ctx: Any, g: Tensor) -> Any:
     "The gradient, as something that has one itself"
     n, need = len(ctx.wide), ctx.needs_input_grad
-    x, params, act = ctx.saved_tensors[0], ctx.saved_tensors[n:], ctx.kind()
+    x, params = ctx.saved_tensors[0], ctx.saved_tensors[n:]
     y = x
-    for i in range(n): y = torch.nn.functional.linear(act(y) if i else y, params[2*i], params[2*i + 1])
-    asked = [p for p, k in zip((x, *params), (need[0], *need[2:])) if k]
+    for i in range(n): y = torch.nn.functional.linear(y.tanh() if i else y, params[2*i], params[2*i + 1])
+    asked = [p for p, k in zip((x, *params), need) if k]
     found = iter(torch.autograd.grad(y, asked, g, create_graph=True))
     return tuple(next(found) if k else None for k in need)
 
 # %% ../../nbs/00_core/58_through.ipynb #585c57a5
 class Plain(nn.Sequential):
-    "Linear layers with tanh or relu between them: one node of the graph where that is possible"
+    "Linear layers with activations between them: one node of the graph where these are tangents and it pays"
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self._modules.values())
-        return Through.apply(x, type(layers[1]), *_params(layers)) if _short(layers, x) else super().forward(x)
+        return Through.apply(x, *_params(layers)) if _short(layers, x) else super().forward(x)
 
 def _params(layers: Sequence[Any]) -> list[Tensor]: return [p for m in layers[::2] for p in (m.weight, m.bias)]
+
+_LEAST = 2048      # numbers in a layer, from which on the tangent outweighs a node that is written in Python
 
 def _short(layers: Sequence[Any], x: Tensor) -> bool:
     "May it be one node?"
     if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack(): return False
+    if len(layers) < 3 or len(layers) % 2 == 0 or type(layers[1]) is not Tanh or type(layers[0]) not in (nn.Linear, Linear): return False
     if x.dim() != 2 or x.dtype != torch.float32 or x.device.type != 'cpu': return False
-    if len(layers) < 3 or len(layers) % 2 == 0 or type(layers[0]) not in (nn.Linear, Linear) or type(layers[1]) not in _BACK: return False
+    if len(x)*layers[0].out_features < _LEAST: return False
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layers): return False
     if any(type(m) is not type(layers[i % 2]) for i, m in enumerate(layers)): return False
     return all(m.bias is not None and m.weight.dtype == torch.float32 for m in layers[::2])
