@@ -142,7 +142,7 @@ def compute(device: str = 'auto', place: Place | None = None, gpus: list[str] | 
         gpus = [str(g['name']) for g in gpu_usage()]
     where, n, name = _SWITCH[(place or here()).name], os.cpu_count(), ', '.join(gpus)
     if device == 'gpu' and not gpus:
-        raise BadInput('device', 'a GPU was asked for and there is none', "auto or cpu: agents compute on the CPU in this version, with a GPU or without")
+        raise BadInput('device', 'a GPU was asked for and there is none', 'auto or cpu: in this version agents compute on the CPU anyway')
     if gpus: return Card('amber', f'{name} is here, but agents compute on the {n} CPU cores in this version: switch it off ({where}), its quota runs')
     if device == 'cpu': return Card('green', f'{n} CPU cores, as asked')
     return Card('amber', f'no GPU, and none would be used: {n} CPU cores. Right for small networks; pictures take hours')
