@@ -59,7 +59,7 @@ class Member(Trainer):
             self.step = sum(n for n, _ in said)
             self.episodes = [{k: float(v) if isinstance(v, str) else v for k, v in e.items()} for _, es in said for e in es]     # words: nan, inf
         if moment == 'after_learn':
-            if self.metrics: self.metrics = dict(zip(self.metrics, ranks.average(torch.stack([*self.metrics.values()]).float()).unbind()))
+            if self.metrics: self.metrics = dict(zip(self.metrics, ranks.average(torch.tensor([float(x) for x in self.metrics.values()])).unbind()))
             self.inside = False
         super().ask(moment)
 
