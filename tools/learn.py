@@ -133,6 +133,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     part = {k: round(v, 2) for k, v in run.result['return'].items() if k in ('mean', 'low', 'high')}
     row = dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, seconds=round(time.perf_counter() - then),
                best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=int(run.at('best').name)))
+    if c.change: row['change'] = dict(c.change)
     if c.what != 'success': return row
     reached = roll(run.load('latest'), make(c.world, 20), 100, seed_of(seed, 'play'))['success']
     return row | dict(success=dict(mean=round(float(reached.mean()), 2)))
