@@ -43,6 +43,16 @@ def prepare(work: Path) -> None:
     except Diverged: pass
 
 
+def trim(path: Path, margin: int = 8) -> None:
+    "Cut off the empty part at the right of a picture"
+    import numpy as np
+    from PIL import Image
+    im = Image.open(path).convert('RGB')
+    x = np.asarray(im).reshape(im.height, im.width, 3)[:-4]
+    used = np.flatnonzero((x != x[-1, -1]).any((0, 2)))
+    im.crop((0, 0, min(im.width, int(used[-1]) + margin), im.height)).save(path, optimize=True)
+
+
 def shots(which: list[str]) -> None:
     import nbformat
     from labs import begin, browser, lab, run_all
@@ -64,6 +74,7 @@ def shots(which: list[str]) -> None:
                 page.wait_for_function(whole, timeout=120_000)
                 time.sleep(4 if name == 'monitor' else 2)
                 page.query_selector('.jp-OutputArea-output').screenshot(path=str(PICTURES / f'{name}.png'))
+                trim(PICTURES / f'{name}.png')
                 page.evaluate('jupyterapp.shell.currentWidget.context.sessionContext.shutdown()')
                 print(f'{name}.png  {(PICTURES / f"{name}.png").stat().st_size // 1000} KB', flush=True)
 
