@@ -114,8 +114,7 @@ def test_planted_failures_are_told_and_healthy_runs_are_not():
     hits = len(PLANTS) - len(missed)
     print(f'{hits} of {len(PLANTS)} planted failures told (recall {hits/len(PLANTS):.2f}), {len(false)} false alarms in {len(HEALTHY)} healthy runs '
           f'(precision {hits/max(hits + len(false), 1):.2f}); {time.perf_counter() - then:.0f} s')
-    assert len(HEALTHY) >= 50 and len(PLANTS) >= 40
-    assert len(missed + wrong) <= 2 and len(false) <= 1, (missed, wrong, false)      # none where it was written; another processor rounds otherwise
+    assert (missed, wrong, false) == ([], [], []) and len(HEALTHY) >= 50 and len(PLANTS) >= 40
 
 
 @pytest.mark.slow
