@@ -78,6 +78,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--sb3', metavar='DIR', default='', help='where Stable-Baselines3 is, if not here')
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
+    p.add_argument('--table', action='store_true', help='measure nothing')
     p.add_argument('--only', default='', metavar='WORDS', help="cells that hold this: 'sac Hopper'")
     p.add_argument('--one', nargs=3, help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -88,7 +89,7 @@ def main():
     rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
     there, theirs = bool(theirs), theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
     have, end = read(), time.monotonic() + 60*a.minutes
-    for k, c in enumerate(CELLS):
+    for k, c in [] if a.table else enumerate(CELLS):
         if a.only not in f'{c.agent} {c.world}': continue
         for seed in c.seeds:
             for side in ('rlnb', 'sb3'):
@@ -101,7 +102,7 @@ def main():
                 got = subprocess.run(command, capture_output=True, text=True, env=env)
                 if got.returncode: return print(got.stderr[-800:]) or 1
                 row = dict(zip(('world', 'steps', 'seed', 'side', 'version'), key))
-                row |= dict(mean=float(got.stdout.splitlines()[-1]), seconds=round(time.monotonic() - then))
+                row |= dict(agent=c.agent, mean=float(got.stdout.splitlines()[-1]), seconds=round(time.monotonic() - then))
                 rows.append(row)
                 have[key] = row['mean']
                 with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
