@@ -249,7 +249,8 @@ def state_dict(self: Replay, rows: bool = True) -> dict:
     "What it holds now; rows=False leaves out the rows"
     d = {k: getattr(self, k) for k in _COUNTS}
     self.ends.forget(self.kept)
-    d |= dict(begun=self.begun.copy(), over=[list(o) for o in self.over], ends=self.ends.lo, sampler=self.sampler.state_dict())
+    d |= dict(begun=self.begun.copy(), over=[list(o) for o in self.over], ends=self.ends.lo, room=len(self.ends.row))
+    d['sampler'] = self.sampler.state_dict()
     if self.relabel is not None: d['relabel'] = self.relabel.state_dict()
     return d | dict(rows=self.rows(self.kept, self.written)) if rows else d
 
@@ -287,7 +288,7 @@ def load_state_dict(self: Replay, d: dict) -> None:
     "Hold that again"
     for k in _COUNTS: setattr(self, k, type(getattr(self, k))(d[k]))
     self.begun, self.over = np.array(d['begun']), [(int(a), int(b), int(e)) for a, b, e in d['over']]
-    self.ends.lo = self.ends.hi = int(d['ends'])
+    self.ends = Ends(self.spec['obs'], int(d.get('room', 8)), int(d['ends']))
     self.sampler.load_state_dict(d['sampler'])
     if self.relabel is not None: self.relabel.load_state_dict(d['relabel'])
     if 'rows' in d: self.put(self.kept, d['rows'])

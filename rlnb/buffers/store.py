@@ -67,11 +67,15 @@ def named(spec: Any, flat: dict, name: str) -> Any:
 # %% ../../nbs/20_buffers/15_store.ipynb #4f3af81a
 class Ends:
     "A queue of observations, numbered from 1, that forgets the oldest"
-    def __init__(self, spec: Any): self.spec, self.lo, self.hi, self.row, self.obs = spec, 1, 1, np.zeros(8, np.int64), alloc(dict(o=spec), 8).o
+    def __init__(self, spec: Any, room: int = 8, first: int = 1):
+        self.spec, self.lo, self.hi, self.row, self.obs = spec, first, first, np.zeros(room, np.int64), alloc(dict(o=spec), room).o
 
     def forget(self, kept: int) -> None:
-        "Those of rows before `kept` may go"
+        "Those of rows before `kept` go, and leave zeros"
+        was = self.lo
         while self.lo < self.hi and self.row[self.lo % len(self.row)] < kept: self.lo += 1
+        gone = np.arange(was, self.lo) % len(self.row)
+        for _, x in leaves(dict(row=self.row, obs=self.obs)): x[gone] = 0
     def add(self, row: Any, obs: Any, m: int, kept: int) -> np.ndarray:
         "Store m observations of a row (or of a row each) and say their numbers"
         self.forget(kept)

@@ -46,7 +46,8 @@ PASSING: dict[str, str] = {             # of a process, not of the run
     'Wandb': '*', 'Profile': '*', 'Progress': 'then was lines write recent show log', 'Guard': 'seen', 'Status': '*', 'Signals': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before untold tape',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known changes agent',
-    'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom quick due'}
+    'Pool': '_procs _pipes _end', 'function': 'where',
+    'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom quick due'}
 
 def _parts(x: Any) -> list[tuple[Any, Any]]:
     "The pieces of an object, with their names"
