@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from rlnb.buffers import replay as page
 from rlnb.buffers import store
 from rlnb.buffers.collect import Collector
+from rlnb.buffers.her import Hindsight
+from rlnb.buffers.per import Prioritised
 from rlnb.buffers.replay import Replay, Uniform
 from rlnb.buffers.rollout import row_spec
 from rlnb.core.batch import Batch
 from rlnb.core.errors import BadInput
 from rlnb.envs.base import Step, VecEnv
+from rlnb.envs.goal import BitFlip
 from rlnb.envs.wrap import FrameStack
+from rlnb.train.memory import by_key
 
 
 class Scripted(VecEnv):
@@ -273,6 +277,60 @@ def test_refused_before_anything_is_allocated(monkeypatch, tmp_path):
     assert sum(store.bytes_of(Replay(10, big, frames=(4, 0)).spec).values()) < 37_500
     for bad, field in ((dict(size=0), 'buffer_size'), (dict(size=5, n_step=0), 'n_step'), (dict(size=5, frames=(5, 0)), 'frames')):
         with pytest.raises(BadInput, match=field): Replay(env=big, **bad)
+
+
+class Cameras(VecEnv):
+    "Three cameras of 64 × 64 in colour"
+    num_envs, obs_space, act_space = 2, spaces.Box(0, 255, (64, 64, 9), np.uint8), spaces.Discrete(4)
+
+
+def test_the_figures_of_three_cameras():
+    "147,456 bytes are seen at once; kept twice, a hundred thousand are 29.5 GB; kept singly, 3.7"
+    world = FrameStack(Cameras(), 4, axis=-1)
+    assert np.prod(world.obs_space.shape) == 147_456
+    each = sum(store.bytes_of(Replay(20, world, frames=(4, -1)).spec).values())
+    assert f'{2*147_456*1e5/1e9:.1f} {each*1e5/1e9:.1f}' == '29.5 3.7'
+
+
+@pytest.mark.parametrize('how', ['plain', 'priorities', 'hindsight', 'frames', 'file'])
+def test_what_is_counted_is_what_is_taken(how, monkeypatch, tmp_path):
+    "Bytes that a refusal is built on, beside those of the arrays, to 2 %"
+    asked = []
+    monkeypatch.setattr(page, 'fits', lambda size, each, free: asked.append(size*each))
+    world = BitFlip(4) if how == 'hindsight' else FrameStack(Scripted(4, picture=True), 3, axis=0) if how == 'frames' else Scripted(4)
+    more = dict(priorities=dict(sampler=Prioritised()), hindsight=dict(relabel=Hindsight(world)) if how == 'hindsight' else {}, frames=dict(frames=(3, 0)), file=dict(memmap=str(tmp_path)))
+    taken = sum(n for k, n in by_key(Replay(200_000, world, **more.get(how, {}))).items() if not k.startswith('ends'))
+    assert abs(sum(asked)/taken - 1) < .02, (sum(asked), taken)
+
+
+def test_refused_with_what_would_fit(monkeypatch, tmp_path):
+    world = Scripted(1)
+    monkeypatch.setattr(page, 'free_memory', lambda: 10**6)
+    for sampler in (None, Prioritised()):
+        with pytest.raises(BadInput, match='buffer_size') as e: Replay(10**6, world, sampler=sampler)
+        Replay(int(str(e.value).rsplit(' ', 1)[1]), world, sampler=sampler)
+    monkeypatch.setattr(page, 'free_bytes', lambda folder: 10**8)
+    Replay(10**6, world, memmap=str(tmp_path))                             # in a file memory doesn't matter, but for priorities
+    with pytest.raises(BadInput, match='buffer_size'): Replay(10**6, world, memmap=str(tmp_path), sampler=Prioritised())
+    with pytest.raises(BadInput, match='at most'): Replay(10**7, world, memmap=str(tmp_path))
+    for nowhere in ('/nowhere', __file__):
+        with pytest.raises(BadInput, match='memmap'): Replay(100, world, memmap=nowhere)
+
+
+def test_a_mapped_ring_that_is_put_back(tmp_path):
+    "What was in a file that has vanished comes out of the checkpoint"
+    world = Scripted(2, 4)
+    ring = Replay(40, world, .9, 3, 1, memmap=str(tmp_path))
+    c = life(world, ring, 20)
+    small, rows, oldest = copy.deepcopy(ring.state_dict(rows=False)), ring.rows(ring.kept, ring.written), ring.kept
+    whole = copy.deepcopy(ring.state_dict())
+    del ring
+    other = Replay(40, world, .9, 3, 2, memmap=str(tmp_path))
+    other.load_state_dict(small)
+    other.put(oldest, rows)
+    other.close(c.obs)
+    assert same(other.state_dict(), whole)
+    check(other, world)
 
 
 def test_a_mapped_ring_is_the_same_ring(tmp_path):

@@ -42,12 +42,11 @@ from .trainer import Trainer
 _FILE = 'path _fd _failed _torn'
 PASSING: dict[str, str] = {             # of a process, not of the run
     'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': _FILE, 'Jsonl': _FILE,
-    'Rows': 'path _fd _failed _torn written safe',
+    'Rows': 'path _fd _failed _torn written safe', 'Pool': '_procs _pipes _end',
     'Wandb': '*', 'Profile': '*', 'Progress': 'then was lines write recent show log', 'Guard': 'seen', 'Status': '*', 'Signals': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before untold tape',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known changes agent',
-    'Pool': '_procs _pipes _end', 'function': 'where',
-    'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom quick due'}
+    'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom quick due'}
 
 def _parts(x: Any) -> list[tuple[Any, Any]]:
     "The pieces of an object, with their names"
