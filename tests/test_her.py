@@ -1,6 +1,7 @@
 """Hindsight against a log: a world whose achieved goal says world, episode and step, so that every exchanged goal can be traced. Rings that wrap,
 several steps ahead, with priorities, after a restart; then the mistakes that libraries have made, planted."""
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rlnb.buffers.her import Hindsight
 from rlnb.buffers.per import Prioritised
 from rlnb.buffers.replay import Replay
 from rlnb.core.batch import Batch
+from rlnb.envs.base import Step, VecEnv
 from rlnb.envs.goal import GoalWorld
 
 one = spaces.Box(-1, 1e6, (1,), np.float32)
@@ -82,7 +84,7 @@ def check(ring, strategy, k=4., draws=3000):
             reached, over = now[i] + m + 1 == goal[i], done[f]
             total, m, t = total + .5**m*(0. if reached else -1.), m + 1, t + 1
             if reached or over or m == ring.n_step or t == ring.written: break
-        died = ring.flat.terminated[f] if not new[i] else False
+        died = ring.flat.terminated[f]                                    # never by the stated goal, which is out of reach
         right = 0. if reached or died else .5**m
         assert (b.reward[i], b.discount[i], after[i]) == (total, right, now[i] + m), (strategy, i)
 
@@ -135,6 +137,122 @@ def test_goes_on_to_the_last_bit():
             b = ring.sample(50)
         ends.append((ring.state_dict(), b.numpy()))
     assert same(*[e[0] for e in ends]) and same(*[e[1] for e in ends])
+
+
+class Logged(VecEnv):
+    "Goal = where the episode will be after three steps; it ends there, or by a fall, or is cut off. `log` has every transition as it was"
+    act_space = spaces.Discrete(2)
+    obs_space = spaces.Dict(observation=one, achieved_goal=one, desired_goal=one)
+    def __init__(self, n, seed, mode, p):
+        self.num_envs, self.mode, self.p, self.rng = n, mode, p, np.random.default_rng(seed)
+        self.number, self.waits, self.log = np.arange(n)*100_000, np.zeros(n, bool), [[] for _ in range(n)]
+    def see(self, number):
+        x = np.array(number, np.float32)[:, None]
+        return Batch(observation=x, achieved_goal=x.copy(), desired_goal=x//100*100 + 3)
+    def compute_reward(self, achieved, desired, info): return (achieved == desired)[..., 0].astype(np.float32) - 1
+    def compute_terminated(self, achieved, desired, info): return (achieved == desired)[..., 0]
+    def reset(self, seed=None):
+        self.number = self.number//100*100 + 100
+        self.waits[:] = False
+        return self.see(self.number)
+    def step(self, act):
+        before, valid, u = self.number, ~self.waits, self.rng.random(self.num_envs)
+        after = np.where(valid, before + 1, before//100*100 + 100)
+        there = valid & (after % 100 == 3)
+        fell, cut = valid & (u < self.p/2) & ~there, valid & (u >= self.p/2) & (u < self.p)
+        term, done = fell | there, fell | there | cut
+        for j in np.flatnonzero(valid): self.log[j].append(SimpleNamespace(obs=before[j], after=after[j], fell=fell[j], over=done[j]))
+        reward = (there*1. - 1).astype(np.float32)*valid
+        if self.mode == 'next':
+            self.number, self.waits = after, done
+            return Step(self.see(after), reward, term, cut & ~term, self.see(after), Batch(valid=valid))
+        self.number = np.where(done, before//100*100 + 100, after)
+        return Step(self.see(self.number), reward, term, cut & ~term, self.see(after))
+
+
+def by_the_log(world, ring, strategy, b):
+    "Follow each drawn transition through the log, with the goal that it was drawn with"
+    where = [{s.obs: i for i, s in enumerate(log)} for log in world.log]
+    oldest = [min((s.obs for f in range(ring.low*ring.num_envs + j, ring.written*ring.num_envs, ring.num_envs) if ring.flat.valid[f % ring.M]
+                   for s in [SimpleNamespace(obs=int(ring.flat.obs.observation[f % ring.M, 0]))]), default=0) for j in range(ring.num_envs)]
+    fresh = 0
+    for x in range(len(b.row)):
+        j, now, goal = int(b.row[x] % ring.num_envs), int(b.obs.observation[x, 0]), int(b.obs.desired_goal[x, 0])
+        log, i, stated = world.log[j], where[j][now], now//100*100 + 3
+        last = next((t for t in range(i, len(log)) if log[t].over), None)
+        assert goal == b.next_obs.desired_goal[x, 0] and goal//100 == now//100
+        if last is None: assert goal == stated
+        elif strategy == 'final': assert goal in (stated, log[last].after)
+        else: assert goal == stated or (now if strategy == 'future' else oldest[j] - 1) < goal <= log[last].after
+        fresh += goal != stated
+        total, k = 0., 0
+        while True:
+            s = log[i + k]
+            total, k = total - .5**k*(s.after != goal), k + 1
+            if s.over or s.after == goal or k == ring.n_step or i + k == len(log): break
+        assert (b.reward[x], b.discount[x], b.next_obs.observation[x, 0]) == (total, .5**k*(not (s.fell or s.after == goal)), s.after)
+    return fresh
+
+
+def rolled(n, size, n_step, p, mode, strategy, turns, per, seed, cuts, first, relabel=Hindsight):
+    world = Logged(n, seed, mode, p)
+    ring = Replay(max(size, 2*n), world, gamma=.5, n_step=n_step, seed=seed, relabel=relabel(world, seed, strategy), sampler=Prioritised(seed) if first else None)
+    c, rng = Collector(world, seed), np.random.default_rng(seed)
+    for turn in range(turns):
+        ring.begin()
+        c.collect(Idle(), ring, per)
+        if turn in cuts:
+            ring.cut(c.obs)
+            for log in world.log: log[-1].over = True
+            c.obs = world.reset()
+        if first and ring.ready:
+            b = ring.sample(8)
+            ring.update(b.row, torch.from_numpy(rng.normal(size=8).astype(np.float32)))
+    ring.close(c.obs)
+    return world, ring
+
+
+PATTERNS = dict(n=st.integers(1, 3), size=st.integers(6, 50), n_step=st.integers(1, 5), p=st.sampled_from([0., .1, .4, 1.]), mode=st.sampled_from(['same', 'next']),
+                strategy=st.sampled_from(['future', 'final', 'episode']), turns=st.integers(1, 25), per=st.integers(1, 4), seed=st.integers(0, 10**6),
+                cuts=st.sets(st.integers(0, 25), max_size=3), first=st.booleans())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(**PATTERNS)
+def test_every_exchange_is_what_would_have_happened(n, size, n_step, p, mode, strategy, turns, per, seed, cuts, first):
+    "Windows, goals, falls, reset rows, cuts, the ring's seam and priorities, all at once"
+    world, ring = rolled(n, size, n_step, p, mode, strategy, turns, per, seed, cuts, first)
+    if ring.ready: by_the_log(world, ring, strategy, ring.sample(150, .5).numpy())
+
+
+ONE = dict(n=2, size=40, n_step=3, p=.3, mode='next', strategy='future', turns=25, per=3, seed=1, cuts={7}, first=True)
+
+
+class Immortal(Hindsight):
+    "An exchanged goal lifts every end, a fall too"
+    def __call__(self, w, reward, term): return super().__call__(w, reward, term & False)
+
+class OldEnds(Hindsight):
+    "Ends are ends, also that of a goal that nobody has any more"
+    def __call__(self, w, reward, term):
+        goal, reward, now = super().__call__(w, reward, term)
+        return goal, reward, now | term
+
+
+@pytest.mark.parametrize('kind', [Hindsight, Immortal, OldEnds])
+def test_falls_stay_and_goals_go(kind):
+    world, ring = rolled(**ONE | dict(strategy='episode'), relabel=kind)
+    b = ring.sample(2000, .5).numpy()
+    if kind is Hindsight: assert by_the_log(world, ring, 'episode', b) > 100
+    else:
+        with pytest.raises(AssertionError): by_the_log(world, ring, 'episode', b)
+
+
+@pytest.mark.parametrize('k, strategy', [(0., 'episode'), (4., 'future')])
+def test_a_batch_without_an_exchange(k, strategy):
+    "No episode has ended yet, or no goal is to be exchanged"
+    ring, _ = lived(strategy, turns=25 if k == 0 else 1, per=1, k=k)
+    assert (ring.sample(20).obs.desired_goal == -1).all()
 
 
 # ---- planted

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from rlnb.buffers import replay as page
 from rlnb.buffers import store
 from rlnb.buffers.collect import Collector
+from rlnb.buffers.her import Hindsight
+from rlnb.buffers.per import Prioritised
 from rlnb.buffers.replay import Replay, Uniform
 from rlnb.buffers.rollout import row_spec
 from rlnb.core.batch import Batch
 from rlnb.core.errors import BadInput
 from rlnb.envs.base import Step, VecEnv
+from rlnb.envs.goal import BitFlip
 from rlnb.envs.wrap import FrameStack
+from rlnb.train.memory import by_key
 
 
 class Scripted(VecEnv):
@@ -110,6 +114,12 @@ def same(a, b):
     return np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
 
 
+def queue(ring):
+    "All there is of the true successors, also where nobody looks"
+    ring.ends.forget(ring.kept)
+    return dict(lo=ring.ends.lo, hi=ring.ends.hi, row=ring.ends.row, obs=ring.ends.obs)
+
+
 FREELY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 patterns = dict(n=st.integers(1, 4), size=st.integers(4, 40), n_step=st.integers(1, 6), p=st.sampled_from([0., .1, .3, .8, 1.]), mode=st.sampled_from(['same', 'next']),
                 nested=st.booleans(), turns=st.integers(1, 25), per=st.integers(1, 5), seed=st.integers(0, 10**6), cuts=st.sets(st.integers(0, 25), max_size=3))
@@ -146,7 +156,7 @@ def test_small_state_and_rows_are_the_whole_state(n, size, n_step, p, mode, nest
         for a, piece in parts:
             assert all(len(v) == len(piece['reward']) for v in piece.values())
             other.put(a, piece)
-        assert same(other.state_dict(), whole)
+        assert same(other.state_dict(), whole) and same(queue(other), queue(ring))
         other.close(c.obs)
         check(other, world)
         if ring.ready:
@@ -269,6 +279,60 @@ def test_refused_before_anything_is_allocated(monkeypatch, tmp_path):
         with pytest.raises(BadInput, match=field): Replay(env=big, **bad)
 
 
+class Cameras(VecEnv):
+    "Three cameras of 64 × 64 in colour"
+    num_envs, obs_space, act_space = 2, spaces.Box(0, 255, (64, 64, 9), np.uint8), spaces.Discrete(4)
+
+
+def test_the_figures_of_three_cameras():
+    "147,456 bytes are seen at once; kept twice, a hundred thousand are 29.5 GB; kept singly, 3.7"
+    world = FrameStack(Cameras(), 4, axis=-1)
+    assert np.prod(world.obs_space.shape) == 147_456
+    each = sum(store.bytes_of(Replay(20, world, frames=(4, -1)).spec).values())
+    assert f'{2*147_456*1e5/1e9:.1f} {each*1e5/1e9:.1f}' == '29.5 3.7'
+
+
+@pytest.mark.parametrize('how', ['plain', 'priorities', 'hindsight', 'frames', 'file'])
+def test_what_is_counted_is_what_is_taken(how, monkeypatch, tmp_path):
+    "Bytes that a refusal is built on, beside those of the arrays, to 2 %"
+    asked = []
+    monkeypatch.setattr(page, 'fits', lambda size, each, free: asked.append(size*each))
+    world = BitFlip(4) if how == 'hindsight' else FrameStack(Scripted(4, picture=True), 3, axis=0) if how == 'frames' else Scripted(4)
+    more = dict(priorities=dict(sampler=Prioritised()), hindsight=dict(relabel=Hindsight(world)) if how == 'hindsight' else {}, frames=dict(frames=(3, 0)), file=dict(memmap=str(tmp_path)))
+    taken = sum(n for k, n in by_key(Replay(200_000, world, **more.get(how, {}))).items() if not k.startswith('ends'))
+    assert abs(sum(asked)/taken - 1) < .02, (sum(asked), taken)
+
+
+def test_refused_with_what_would_fit(monkeypatch, tmp_path):
+    world = Scripted(1)
+    monkeypatch.setattr(page, 'free_memory', lambda: 10**6)
+    for sampler in (None, Prioritised()):
+        with pytest.raises(BadInput, match='buffer_size') as e: Replay(10**6, world, sampler=sampler)
+        Replay(int(str(e.value).rsplit(' ', 1)[1]), world, sampler=sampler)
+    monkeypatch.setattr(page, 'free_bytes', lambda folder: 10**8)
+    Replay(10**6, world, memmap=str(tmp_path))                             # in a file memory doesn't matter, but for priorities
+    with pytest.raises(BadInput, match='buffer_size'): Replay(10**6, world, memmap=str(tmp_path), sampler=Prioritised())
+    with pytest.raises(BadInput, match='at most'): Replay(10**7, world, memmap=str(tmp_path))
+    for nowhere in ('/nowhere', __file__):
+        with pytest.raises(BadInput, match='memmap'): Replay(100, world, memmap=nowhere)
+
+
+def test_a_mapped_ring_that_is_put_back(tmp_path):
+    "What was in a file that has vanished comes out of the checkpoint"
+    world = Scripted(2, 4)
+    ring = Replay(40, world, .9, 3, 1, memmap=str(tmp_path))
+    c = life(world, ring, 20)
+    small, rows, oldest = copy.deepcopy(ring.state_dict(rows=False)), ring.rows(ring.kept, ring.written), ring.kept
+    whole = copy.deepcopy(ring.state_dict())
+    del ring
+    other = Replay(40, world, .9, 3, 2, memmap=str(tmp_path))
+    other.load_state_dict(small)
+    other.put(oldest, rows)
+    other.close(c.obs)
+    assert same(other.state_dict(), whole)
+    check(other, world)
+
+
 def test_a_mapped_ring_is_the_same_ring(tmp_path):
     rings = []
     for folder in ('', str(tmp_path)):
@@ -339,6 +403,32 @@ def test_planted_state_that_forgets_successors():
     other.load_state_dict(state)
     other.close(np.zeros((2, 1), np.float32))
     with pytest.raises(AssertionError): check(other, world)
+
+
+class Small(store.Ends):
+    "A queue that begins small again after a restart"
+    def __init__(self, spec, room=8, first=1): super().__init__(spec, 8, first)
+
+class Littered(store.Ends):
+    "A queue whose forgotten entries stay where they were"
+    def forget(self, kept):
+        while self.lo < self.hi and self.row[self.lo % len(self.row)] < kept: self.lo += 1
+
+
+@pytest.mark.parametrize('kind', [store.Ends, Small, Littered])
+def test_planted_queue_that_is_not_put_back(kind, monkeypatch):
+    "What can't be read doesn't matter, but a run that is compared number by number would look like another"
+    monkeypatch.setattr(page, 'Ends', kind)
+    world = Scripted(4, 5, p=.9)
+    ring = Replay(40, world)
+    c = life(world, ring, 12)
+    world.p = .1
+    for _ in range(5):
+        ring.begin()
+        c.collect(Random(1), ring, 2)
+    other = Replay(40, world)
+    other.load_state_dict(copy.deepcopy(ring.state_dict()))
+    assert same(queue(other), queue(ring)) is (kind is store.Ends)
 
 
 def test_uniform_goes_on_where_it_was():

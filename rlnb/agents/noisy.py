@@ -30,7 +30,7 @@ class Noisy(nn.Module):
             e.copy_(torch.from_numpy(np.sign(x)*np.abs(x)**.5))
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight + self.w_sigma*torch.outer(self.eps_out, self.eps_in)
-        return nn.functional.linear(x, w, self.bias + self.b_sigma*self.eps_out)
+        return nn.functional.linear(x.to(w.dtype), w, self.bias + self.b_sigma*self.eps_out)
 
 # %% ../../nbs/30_agents/35_noisy.ipynb #96716e9a
 def noisy(net: nn.Module, sigma: float) -> nn.Module:

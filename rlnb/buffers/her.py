@@ -34,6 +34,7 @@ class Hindsight:
     choose: Callable[..., np.ndarray]
     state_dict: Callable[[], dict]
     load_state_dict: Callable[[dict], None]
+    each = 16                            # bytes it keeps of a transition
 
     def __init__(self, env: Any, seed: int = 0, strategy: str = 'future', k: float = 4):
         if strategy not in ('future', 'final', 'episode'): raise BadInput('her', repr(strategy), 'future, final or episode')
@@ -57,10 +58,13 @@ class Hindsight:
         behind = self.behind.ravel().take(p)
         i = ((behind > row) & (self.rng.random(len(f)) < self.share)).nonzero()[0]
         goal = r.flat.obs.desired_goal.take(p, 0)
-        goal[i] = g = r.after(self.choose(row[i], self.first.ravel().take(p[i]), behind[i])*r.num_envs + e[i], 'achieved_goal')
+        was, g = goal[i], r.after(self.choose(row[i], self.first.ravel().take(p[i]), behind[i])*r.num_envs + e[i], 'achieved_goal')
         reward, term = reward.copy(), term.copy()
-        reached = r.after(w[:, i].ravel(), 'achieved_goal').reshape(*w[:, i].shape, -1)
-        reward[:, i], term[:, i] = self.judge(reached, np.broadcast_to(g, reached.shape))
+        reached = r.after(w[:, i].ravel(), 'achieved_goal').reshape(*w[:, i].shape, *goal.shape[1:])
+        other = term[:, i]
+        if other.any(): other &= ~self.judge(reached, np.broadcast_to(was, reached.shape))[1]      # ends that are not the old goal's stay
+        reward[:, i], now = self.judge(reached, np.broadcast_to(g, reached.shape))
+        term[:, i], goal[i] = now | other, g
         return goal, reward, term
 
 # %% ../../nbs/20_buffers/40_her.ipynb #5298807f

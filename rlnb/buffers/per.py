@@ -60,7 +60,7 @@ def find(self: Sums, x: np.ndarray) -> np.ndarray:
 # %% ../../nbs/20_buffers/30_per.ipynb #b3173835
 class Prioritised:
     "In proportion to priority, stratified, with importance weights"
-    heeds = True
+    heeds, each = True, 17               # bytes that its sums take of a transition
     update: Callable[[Any, Any], None]
     state_dict: Callable[[], dict]
     load_state_dict: Callable[[dict], None]

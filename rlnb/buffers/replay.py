@@ -50,7 +50,7 @@ def _spec(env: Any, frames: tuple[int, int] | None, extra: dict) -> dict[str, An
 class Replay(Buffer):
     "The last `size` transitions of N worlds"
     sample: Callable[..., Batch]; gather: Callable[[np.ndarray], Batch]; update: Callable[[Any, Any], None]
-    low: int             # the oldest row that may be drawn
+    scratch: Any; low: int       # the oldest row that may be drawn
     _book: Callable[[int, int], None]; _frame: Callable[[], None]; _fold: Callable[..., tuple]
     obs_at: Callable[..., Any]; obs_after: Callable[..., Any]; after: Callable[..., Any]; _newest: Callable[..., Any]; _joined: Callable[..., Any]
 
@@ -61,11 +61,12 @@ class Replay(Buffer):
         if size < n: raise BadInput('buffer_size', f'{size} for {n} worlds', f'at least {n}')
         if n_step < 1: raise BadInput('n_step', f'{n_step}', 'at least 1')
         self.num_envs, self.T, self.R, self.M, self.device = n, size//n, size//n + 1, (size//n + 1)*n, device
-        self.gamma, self.n_step, self.starts = gamma, n_step, starts
-        self.k, self.axis = frames or (0, 0)
+        self.gamma, self.n_step, self.starts, (self.k, self.axis) = gamma, n_step, starts, frames or (0, 0)
         self.spec, self.extra = _spec(env, frames, extra), tuple(extra)
         self.sampler, self.relabel = sampler or Uniform(seed), relabel
-        fits(self.M, sum(bytes_of(self.spec).values()) + 8, free_bytes(memmap) if memmap else free_memory())
+        each, beside = sum(bytes_of(self.spec).values()) + 8, sum(getattr(x, 'each', 0) for x in (self.sampler, relabel))
+        if memmap: fits(self.M, each, free_bytes(memmap))
+        fits(self.M, each*(not memmap) + beside, free_memory())
         made = lambda spec: mapped(spec, memmap, self.R, n) if memmap else alloc(spec, self.R, n)
         self.np, self.link = made(self.spec), made(((), np.dtype(np.int64)))
         self.flat, self.data = self.np.map(lambda x: x.reshape(self.M, *x.shape[2:])), tensors(self.np)
@@ -73,8 +74,7 @@ class Replay(Buffer):
         self.t, self.written, self.booked, self.seen, self.fresh, self.holes = 0, 0, 0, 0, 0, False
         self.begun = np.zeros(n, np.int64)                      # first row of each running episode
         self.over: list[tuple[int, int, int]] = []              # (first, last, world) of those that ended in this turn
-        self.ends = Ends(self.spec['obs'])
-        self.scratch: Any = np.zeros((n, *env.obs_space.shape), self.spec['obs'][1]) if frames else None
+        self.ends, self.scratch = Ends(self.spec['obs']), np.zeros((n, *env.obs_space.shape), self.spec['obs'][1]) if frames else None
         self.sampler.attach(self)
         if relabel is not None: relabel.attach(self)
 
@@ -249,8 +249,8 @@ def state_dict(self: Replay, rows: bool = True) -> dict:
     "What it holds now; rows=False leaves out the rows"
     d = {k: getattr(self, k) for k in _COUNTS}
     self.ends.forget(self.kept)
-    d |= dict(begun=self.begun.copy(), over=[list(o) for o in self.over], ends=self.ends.lo, sampler=self.sampler.state_dict())
-    if self.relabel is not None: d['relabel'] = self.relabel.state_dict()
+    d |= dict(begun=self.begun.copy(), over=[list(o) for o in self.over], ends=self.ends.lo, room=len(self.ends.row))
+    d |= {k: x.state_dict() for k, x in (('sampler', self.sampler), ('relabel', self.relabel)) if x is not None}
     return d | dict(rows=self.rows(self.kept, self.written)) if rows else d
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #b8ced59d
@@ -287,7 +287,7 @@ def load_state_dict(self: Replay, d: dict) -> None:
     "Hold that again"
     for k in _COUNTS: setattr(self, k, type(getattr(self, k))(d[k]))
     self.begun, self.over = np.array(d['begun']), [(int(a), int(b), int(e)) for a, b, e in d['over']]
-    self.ends.lo = self.ends.hi = int(d['ends'])
+    self.ends = Ends(self.spec['obs'], int(d.get('room', 8)), int(d['ends']))
     self.sampler.load_state_dict(d['sampler'])
     if self.relabel is not None: self.relabel.load_state_dict(d['relabel'])
     if 'rows' in d: self.put(self.kept, d['rows'])

@@ -6,6 +6,7 @@
 __all__ = ['leaves', 'bytes_of', 'free_memory', 'fits', 'mapped', 'pick', 'place', 'named', 'Ends']
 
 # %% ../../nbs/20_buffers/15_store.ipynb #96e68f1f
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -31,11 +32,14 @@ def bytes_of(spec: dict) -> dict[str, int]:
     return {k: int(np.prod(shape, dtype=np.int64))*np.dtype(dtype).itemsize for k, (shape, dtype) in leaves(spec)}
 
 # %% ../../nbs/20_buffers/15_store.ipynb #5c7d99ec
-def free_memory() -> int:
+def free_memory(container: Path = Path('/sys/fs/cgroup')) -> int:
     "Bytes that this process may still take"
     free = psutil.virtual_memory().available
-    try: return min(free, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+    try:
+        most, used = (int((container/f'memory.{k}').read_text()) for k in ('max', 'current'))
+        kept = dict(line.split() for line in (container/'memory.stat').read_text().splitlines())
     except (OSError, ValueError): return free
+    return max(0, min(free, most - used + int(kept.get('inactive_file', 0))))      # copies of files make room
 
 def fits(size: int, each: int, free: int) -> None:
     "Refuse `size` transitions of `each` bytes if they are more than is free"
@@ -46,7 +50,12 @@ def fits(size: int, each: int, free: int) -> None:
 def mapped(spec: Any, folder: str, *lead: int) -> Any:
     "Zeros for a spec, in a file without a name in this folder"
     if isinstance(spec, dict): return Batch({k: mapped(s, folder, *lead) for k, s in spec.items()})
-    return np.asarray(np.memmap(TemporaryFile(dir=folder), spec[1], 'w+', shape=(*lead, *spec[0])))
+    shape = *lead, *spec[0]
+    try:
+        with TemporaryFile(dir=folder) as file:                            # what is mapped stays when it is closed
+            if hasattr(os, 'posix_fallocate'): os.posix_fallocate(file.fileno(), 0, max(1, int(np.prod(shape))*np.dtype(spec[1]).itemsize))
+            return np.asarray(np.memmap(file, spec[1], 'w+', shape=shape))
+    except OSError as e: raise BadInput('memmap', f'{folder}: {e.strerror or e}', 'a folder with room, in which one may write') from None
 
 # %% ../../nbs/20_buffers/15_store.ipynb #23842288
 def pick(x: Any, i: Array) -> Any:
@@ -67,11 +76,15 @@ def named(spec: Any, flat: dict, name: str) -> Any:
 # %% ../../nbs/20_buffers/15_store.ipynb #4f3af81a
 class Ends:
     "A queue of observations, numbered from 1, that forgets the oldest"
-    def __init__(self, spec: Any): self.spec, self.lo, self.hi, self.row, self.obs = spec, 1, 1, np.zeros(8, np.int64), alloc(dict(o=spec), 8).o
+    def __init__(self, spec: Any, room: int = 8, first: int = 1):
+        self.spec, self.lo, self.hi, self.row, self.obs = spec, first, first, np.zeros(room, np.int64), alloc(dict(o=spec), room).o
 
     def forget(self, kept: int) -> None:
-        "Those of rows before `kept` may go"
+        "Those of rows before `kept` go, and leave zeros"
+        was = self.lo
         while self.lo < self.hi and self.row[self.lo % len(self.row)] < kept: self.lo += 1
+        gone = np.arange(was, self.lo) % len(self.row)
+        for _, x in leaves(dict(row=self.row, obs=self.obs)): x[gone] = 0
     def add(self, row: Any, obs: Any, m: int, kept: int) -> np.ndarray:
         "Store m observations of a row (or of a row each) and say their numbers"
         self.forget(kept)

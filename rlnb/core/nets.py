@@ -84,6 +84,7 @@ class Members(nn.Sequential):
         super().__init__(*layers)
         self.k = k
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point(): x = x.float()
         if x.dim() == 2: x = x.expand(self.k, -1, -1)
         if x.dim() < 3 or x.shape[0] != self.k: raise BadInput('x', f'shape {tuple(x.shape)}', f'(n, in) or ({self.k}, …, in)')
         y = super().forward(x if x.dim() == 3 else x.flatten(1, -2))

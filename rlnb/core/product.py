@@ -61,4 +61,5 @@ class Affine(torch.autograd.Function):
 class Linear(nn.Linear):
     "torch's layer; a wide one takes the kernel that suits this processor"
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point(): x = x.to(self.weight.dtype)        # a console's memory in bytes, counts
         return Affine.apply(x, self.weight.T, self.bias) if wide(x, self.weight) else super().forward(x)

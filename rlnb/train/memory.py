@@ -9,6 +9,7 @@ __all__ = ['in_use', 'peak', 'gpu_peak', 'by_key', 'used', 'words']
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,8 @@ def _piece(a: Any) -> tuple[int, int] | None:
     return a.__array_interface__['data'][0], a.nbytes
 
 def _named(x: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    for k, v in x.items():
-        if isinstance(v, dict): yield from _named(v, f'{path}{k}.')
+    for k, v in x.items() if isinstance(x, dict) else enumerate(x):
+        if isinstance(v, (dict, list, tuple)): yield from _named(v, f'{path}{k}.')
         else: yield f'{path}{k}', v
 
 def by_key(buffer: Any) -> dict[str, int]:
@@ -54,7 +55,7 @@ def by_key(buffer: Any) -> dict[str, int]:
     out, seen = dict[str, int](), set[int]()
     nests = [(getattr(buffer, 'np', None) or {}, ''), (own := getattr(buffer, '__dict__', {}), '')]
     for name, x in own.items():                                    # a sampler, and what it keeps
-        for k, y in (('', x), *vars(x).items()) if hasattr(x, '__dict__') and not callable(x) else ():
+        for k, y in (('', x), *vars(x).items()) if hasattr(x, '__dict__') and not isinstance(x, (type, FunctionType, MethodType)) else ():
             if hasattr(y, '__dict__') and y is not buffer: nests.append((vars(y), f'{name}.{k}.' if k else f'{name}.'))
     for nest, prefix in nests:
         for k, a in _named(nest):
