@@ -32,7 +32,7 @@ def rows(scale):
 
 def plays(peer, name, w):
     "Is that a row for this peer?"
-    if w['compile'] or peer == 'leanrl': return bool(w['compile']) and peer in ('leanrl', 'torchrl')
+    if w['compile'] or peer == 'leanrl': return w['compile'] and peer == 'leanrl'
     return peer == 'cleanrl' if name.endswith('120-84') else (peer, name) != ('cleanrl', 'dqn-cartpole-1')
 
 
@@ -188,7 +188,7 @@ def tianshou(w):
 
 
 def torchrl(w):
-    "Loss modules with one fused Adam, TD3's with two; `compile`: the whole update, as its own scripts do"
+    "Loss modules with one fused Adam, TD3's with two"
     import warnings
 
     import torch
@@ -241,7 +241,6 @@ def torchrl(w):
         if k % w['actor_every']: return
         moved(opt_pi, loss.actor_loss(batch)[0])
         slow.step()
-    if w['compile']: update = torch.compile(update)
     memory = ReplayBuffer(storage=LazyTensorStorage(w['buffer_size']), batch_size=w['batch_size'])
 
     def run():
