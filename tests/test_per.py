@@ -138,14 +138,14 @@ def test_errors_of_rows_that_are_gone_change_nothing():
     assert np.array_equal(per.sums.values, before) and per.top < 50
 
 
-def test_goes_on_to_the_last_bit():
+def check_goes_on(kind):
     runs = []
     for stop in (False, True):
-        per = Prioritised(1)
+        per = kind(1)
         ring, c = lived(per, Book(.6, .4, 1e-6), turns=9)
         if stop:
             small, rows = copy.deepcopy(ring.state_dict(rows=False)), ring.rows(ring.kept, ring.written)
-            other = Replay(30, c.env, n_step=2, sampler=Prioritised(2))
+            other = Replay(30, c.env, n_step=2, sampler=kind(2))
             lived_in, _ = other, other.load_state_dict(small)
             lived_in.put(ring.kept, rows)
             assert small['sampler']['priority'].dtype == np.float32
@@ -158,6 +158,35 @@ def test_goes_on_to_the_last_bit():
             ring.update(b.row, torch.from_numpy(rng.normal(size=8).astype(np.float32)))
         runs.append((ring.state_dict(), b.numpy()))
     assert same(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1])
+
+
+def test_goes_on_to_the_last_bit(): check_goes_on(Prioritised)
+
+
+def check_annealed(kind):
+    "w = (p/least)^−β with the β of that moment"
+    per = kind(0, 1., 'linear(0.4, 1)', 0.)
+    ring, _ = lived(per, Book(1., .4, 0.), turns=3, mode='same')
+    p = per.sums.values[per.sums.values > 0]
+    for progress in (0., .25, 1.):
+        f, w = per.draw(64, progress)
+        np.testing.assert_allclose(w, (per.sums.values[f % ring.M]/p.min())**-(.4 + .6*progress), rtol=1e-5)
+
+
+def test_beta_is_annealed(): check_annealed(Prioritised)
+
+
+def check_drift(kind):
+    "After fifty thousand changes over twelve orders of magnitude the sums are what they would be if they were new"
+    rng, s = np.random.default_rng(0), kind(20_000, top=64)
+    s.set(np.arange(20_000), np.full(20_000, 1e6))
+    for _ in range(200): s.set(rng.integers(20_000, size=256), 10**rng.uniform(-6, 6, 256))
+    s.set(np.arange(20_000), rng.random(20_000)*1e-6)
+    np.testing.assert_allclose(s.blocks[-1][0].sum(), s.values[:20_000].sum(), rtol=1e-9)
+    assert s.least == s.values[:20_000].min()
+
+
+def test_no_error_gathers(): check_drift(Sums)
 
 
 # ---- planted
@@ -195,16 +224,51 @@ class ResetRows(Prioritised):
         super()._enter()
         self.sums.set(p := np.arange(self.low*2, self.high*2) % self.ring.M, np.maximum(self.sums.values[p], 1e-3))
 
+class OtherUnits(Prioritised):
+    "The largest error where the largest priority belongs"
+    def update(self, row, err):
+        super().update(row, err)
+        self.top = max(self.top, float(err.abs().max()))
+
+class OneOff(Prioritised):
+    "The error of a window entered at its second row"
+    def update(self, row, err): super().update((row + self.ring.num_envs).clamp(max=self.ring.written*self.ring.num_envs - 1), err)
+
 class AddsDuplicates(Sums):
     def set(self, i, v):
         if len(np.unique(i)) < len(i): v = np.array([v[i == k].sum() for k in i])
         super().set(i, v)
 
 
-@pytest.mark.parametrize('wrong', [AlphaTwice, NoWeights, BatchWeights, SizeOfTheRing, OnesForNewRows, KeepsOldRows, ResetRows, AddsDuplicates], ids=lambda k: k.__name__)
+@pytest.mark.parametrize('wrong', [AlphaTwice, NoWeights, BatchWeights, SizeOfTheRing, OnesForNewRows, KeepsOldRows, ResetRows, AddsDuplicates, OtherUnits, OneOff], ids=lambda k: k.__name__)
 def test_planted(wrong, monkeypatch):
     kind = wrong
     if wrong is AddsDuplicates:
         monkeypatch.setattr('rlnb.buffers.per.Sums', wrong)
         kind = Prioritised
     with pytest.raises((AssertionError, KeyError)): lived(kind(1, .6, .4, 1e-3), Book(.6, .4, 1e-3), turns=40)
+
+
+class NeverRises(Prioritised):
+    def draw(self, n, progress): return super().draw(n, 0.)
+
+class OldTree(Prioritised):
+    "Priorities are loaded, the sums above them are those of before"
+    def load_state_dict(self, d):
+        super().load_state_dict(d)
+        for sums, _ in self.sums.blocks[-1:]: sums *= np.random.default_rng(0).random(sums.shape)
+
+class Differences(Sums):
+    "The difference is added to the sums above, in four bytes, as trees do it"
+    def set(self, i, v):
+        i, k = np.unique(i[::-1], return_index=True)
+        v = v[::-1][k]
+        top, delta = self.blocks[-1][0].astype(np.float32), np.zeros(self.blocks[-1][0].size, np.float32)
+        np.add.at(delta, i//self.fan**(len(self.blocks) - 1), (v - self.values[i]).astype(np.float32))
+        super().set(i, v)
+        self.blocks[-1][0][...] = top + delta.reshape(top.shape)
+
+
+@pytest.mark.parametrize('check, wrong', [(check_annealed, NeverRises), (check_goes_on, OldTree), (check_drift, Differences)], ids=lambda k: k.__name__)
+def test_planted_elsewhere(check, wrong):
+    with pytest.raises(AssertionError): check(wrong)

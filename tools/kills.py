@@ -2,7 +2,7 @@
 
 A kill counts past the first new step of the life that it ends. What must be equal: the rows, the two files of the last checkpoint, which
 one is called the best, and every number that can be reached from the trainer (`rlnb.train.certify`). The cases are those of CI
-(tests/test_kills.py) and the same agents on more worlds."""
+(tests/test_kills.py, tests/test_kills_replay.py) and some of the agents on more worlds."""
 import argparse
 import json
 import os
@@ -21,11 +21,12 @@ os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT/'tests'), *filte
 
 def cases() -> dict[str, dict]:
     from test_kills import A2C, ALL, CASES, SMALL
+    from test_kills_replay import CASES as REPLAY
     rough = dict(agent='ppo', env='rough:Impolite', allow=['rough'], steps=2_600, eval_every=0, adapt='')
     more = {'ppo, pendulum': SMALL | dict(agent='ppo', env='rlnb/Pendulum-v1', steps=2_600, norm_obs=True, norm_reward=True),
             'a2c, gymnasium pendulum': A2C | dict(env='Pendulum-v1', steps=1_600),
             'ppo, generators of everybody': SMALL | ALL | rough}
-    return {k: words for k, (_, words) in CASES.items()} | more
+    return {k: words for k, (_, words) in CASES.items()} | more | REPLAY
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""What a replay costs → results/replay.json: `python tools/replay.py [--cpprb DIR]`
+"""What a replay costs → results/replay.json: `python tools/replay.py [--cpprb DIR] [--torchrl DIR]`
 
 Bytes of a transition by key, beside what it takes to store an observation and its successor whole; and, in a memory of a million, drawing 256 by
-priority with their weights and changing 256 priorities, beside cpprb's trees in C++: alternating rounds, processor time of one thread."""
+priority with their weights and changing 256 priorities, beside cpprb's and TorchRL's trees in C++: alternating rounds, processor time of one thread.
+(TorchRL's extension must be built for the torch that is here: of its `torchrl/csrc`, if its wheel is not.)"""
 import argparse
 import json
 import os
@@ -44,7 +45,7 @@ def memory() -> list[dict]:
         env.close()
     return out
 
-def draws(cpprb, rounds: int = 5, calls: int = 100) -> dict:
+def draws(cpprb, torchrl, rounds: int = 5, calls: int = 100) -> dict:
     "Median microseconds of a draw and a change, ours and theirs"
     import numpy as np
     import torch
@@ -65,7 +66,16 @@ def draws(cpprb, rounds: int = 5, calls: int = 100) -> dict:
         row, _ = per.draw(BATCH, 0.)
         per.update(torch.from_numpy(row), torch.from_numpy(e))
     def other(e): theirs.update_priorities(theirs.sample(BATCH, beta=.4)['indexes'], e)
-    sides, took = dict(rlnb=ours, **({'cpprb': other} if theirs else {})), {}
+    if torchrl:
+        sampler = torchrl(max_capacity=SIZE, alpha=.6, beta=.4)
+        class Storage:
+            ndim, shape = 1, (SIZE,)
+            def __len__(self): return SIZE
+        sampler.update_priority(torch.arange(SIZE), torch.ones(SIZE))
+    def third(e):
+        row, _ = sampler.sample(Storage(), BATCH)
+        sampler.update_priority(row, torch.from_numpy(e))
+    sides, took = dict(rlnb=ours, **({'cpprb': other} if theirs else {}), **({'torchrl': third} if torchrl else {})), {}
     for _ in range(rounds):
         for name, f in sides.items():
             for e in errors[:10]: f(e)
@@ -78,19 +88,22 @@ def draws(cpprb, rounds: int = 5, calls: int = 100) -> dict:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--cpprb', metavar='DIR', default='', help='where cpprb is, if not here')
+    p.add_argument('--torchrl', metavar='DIR', default='', help='where TorchRL is, if not here')
     a = p.parse_args()
-    if a.cpprb: sys.path.append(a.cpprb)
+    sys.path += [d for d in (a.cpprb, a.torchrl) if d]
     try: import cpprb
     except ImportError: cpprb = None
+    try: from torchrl.data import PrioritizedSampler as torchrl
+    except ImportError: torchrl = None
     import torch
     torch.set_num_threads(1)
-    found = dict(memory=memory(), size=SIZE, batch=BATCH, microseconds=draws(cpprb))
+    found = dict(memory=memory(), size=SIZE, batch=BATCH, microseconds=draws(cpprb, torchrl))
     for r in found['memory']:
         print(f"{r['world']:<28}{r['bytes']:>7} bytes; {r['twice']:>7} with every successor:", ', '.join(f'{k} {n}' for k, n in r['keys'].items()))
     print(f'{BATCH} of {SIZE:,} by priority, drawn and changed:', ', '.join(f'{k} {v} µs' for k, v in found['microseconds'].items()))
     path = ROOT/'results/replay.json'
     old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    if cpprb is None and 'cpprb' in old.get('microseconds', {}): found['microseconds'] = old['microseconds']      # a pair is kept whole
+    if set(old.get('microseconds', {})) - set(found['microseconds']): found['microseconds'] = old['microseconds']      # a comparison is kept whole
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 if __name__ == '__main__': main()

@@ -51,9 +51,9 @@ def find(self: Sums, x: np.ndarray) -> np.ndarray:
     u -= np.where(i > 0, edge[i - 1], 0)
     for sums, _ in self.blocks[-2::-1]:
         edges = sums.take(i, 0) @ self.until
-        u = np.clip(u, 0, np.nextafter(edges[:, -1], 0))                              # rounding must not lead out of the block
-        k = (edges <= u[:, None]).sum(1)
-        u -= np.where(k > 0, edges[np.arange(len(u)), k - 1], 0)
+        u = np.minimum(np.maximum(u, 0), np.nextafter(edges[:, -1], 0))               # rounding must not lead out of the block
+        k = (edges <= u[:, None]).argmin(1)                                           # the first that is not
+        u -= edges.take(np.arange(-1, edges.size - 1, self.fan) + k)*(k > 0)
         i = i*self.fan + k
     return i
 
