@@ -26,7 +26,8 @@ def epsilon(cfg: Any, progress: float) -> float:
 # %% ../../nbs/30_agents/32_explore.ipynb #66a537cc
 def explored(agent: Any, obs: Any, eps: float, *memory: np.ndarray) -> np.ndarray:
     "The greedy action, or with probability ε one of those that are allowed; with a memory, random ones last"
-    lead, rho = obs if isinstance(obs, np.ndarray) else next(iter(obs.values())), agent.cfg.persist if memory else 0.
+    lead, rho = obs, agent.cfg.persist if memory else 0.
+    while isinstance(lead, dict): lead = next(iter(lead.values()))
     random = agent.rng.random(len(lead)) < eps*(1 - rho)/(1 - eps*rho)
     out = np.zeros(len(lead), np.int64) if random.all() else agent.values(obs).argmax(-1)
     if random.any(): out[random] = masked(agent.rng.random((len(lead), agent.n)), obs).argmax(-1)[random]

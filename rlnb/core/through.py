@@ -120,7 +120,8 @@ def pulled(net: nn.Module, x: Any) -> tuple[Tensor, Callable[[Tensor], None]]:
     layers: list[Any] = list(net._modules.values()) if isinstance(net, Plain) else []
     between = type(layers[1]) if len(layers) > 1 else Tanh
     if not layers or between not in _WAYS or not _known(layers, x): return _noted(net, x)
-    (f, slope), params, seen, other = _WAYS[between], [(m.weight, m.bias) for m in layers[::2]], [], []
+    (f, slope), params = _WAYS[between], [(m.weight, m.bias) for m in layers[::2]]
+    seen, other = list[Tensor](), list[bool]()
     if any(p.grad is None for wb in params for p in wb): return _noted(net, x)
     with torch.no_grad():
         for w, b in params:
