@@ -149,7 +149,7 @@ def row_of(have: dict[tuple, dict], c: Cell, seed: int) -> dict | None:
 def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     "Each seed, the mean with its interval over seeds, the bar; and whether none is missed"
     from rlnb.evaluation.stats import estimate, mean as average
-    lines, well, there = [f'{"agent":<9}{"world":<26}{"steps":>9}  {"seeds":<42}{"mean [95 %]":<26}{"bar":>7}'], True, 0
+    lines, well, there = [f'{"agent":<9}{"world":<26}{"steps":>9}  {"seeds":<62}{"mean [95 %]":<26}{"bar":>7}'], True, 0
     for c in CELLS:
         rows = [row_of(have, c, s) for s in c.seeds]
         xs = [r[c.what]['mean'] for r in rows if r]
@@ -164,7 +164,7 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         over = f'{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]' if xs else ''
         how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval', 'under': ' at most'}.get(c.judge, '')
         how += {'best': ' best checkpoint', 'success': ' success'}.get(c.what, '') + ''.join(f' {k}={v}' for k, v in c.change)
-        lines.append(f'{c.agent:<9}{c.world:<26}{c.steps:>9}  {seen:<42}{over:<26}{c.bar:>7.{digits}f}  {verdict}{how}')
+        lines.append(f'{c.agent:<9}{c.world:<26}{c.steps:>9}  {seen:<62}{over:<26}{c.bar:>7.{digits}f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
 
