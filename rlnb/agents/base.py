@@ -32,7 +32,7 @@ class Agent(nn.Module):
     config: type[Config]
     cfg: Any                                                         # an instance of it
     _flats: list[Flat]                                               # every flat vector that `together` reads
-    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]; _alone: Callable[..., Any]; _graph: Callable[..., Any]
+    _compiled: Callable[..., Any]; _gradient: Callable[..., Any]; _alone: Callable[..., Any]; _graph: Callable[..., Any]; _akin: Callable[..., bool]
     update: Callable[..., Any]; together: Callable[..., Any]
     train_state: Callable[[], dict]
     load_train_state: Callable[[dict], None]
@@ -84,6 +84,12 @@ def _alone(self: Agent, opt: Flat) -> Iterator[None]:
 
 # %% ../../nbs/30_agents/00_base.ipynb #e4b1b060
 @patch
+def _akin(self: Agent, loss: Loss, slope: Callable[..., Any]) -> bool:
+    "Were they written in one class? A loss of one's own has another slope"
+    where = [next((c for c in type(self).__mro__ if f.__name__ in vars(c)), None) for f in (loss, slope)]
+    return where[0] is where[1] and getattr(loss, '__self__', None) is self
+
+@patch
 def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str = 'adam',
            slope: Callable[[Batch], torch.Tensor] | None = None, **how: Any) -> torch.Tensor:     # slope: writes the gradient itself
     "One gradient step of this optimiser's parameters on loss(batch); returns its vector of metrics, still on the device"
@@ -92,7 +98,7 @@ def update(self: Agent, opt: Flat, loss: Loss, batch: Batch, lr: Any, rule: str 
         return self.together(lambda b, lr: Agent.update(self, opt, loss, b, lr, **how), batch, lr, loss.__name__)
     if fast: info = self._compiled(opt, loss)(opt.vec.detach(), opt.grad, batch)
     elif torch.compiler.is_compiling(): info = self._gradient(opt, loss, opt.vec, opt.grad, batch)
-    elif slope: info = slope(batch)
+    elif slope and self._akin(loss, slope): info = slope(batch)
     else:
         opt.zero()
         with self._alone(opt): value, info = loss(batch)
