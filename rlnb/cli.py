@@ -38,6 +38,7 @@ def selftest(a: argparse.Namespace) -> dict[str, Any]:
 # %% ../nbs/98_cli.ipynb #b2a93cba
 _EXP = ((('--agent',), dict(help='which agent')), (('--env',), dict(help='which world')), (('--steps',), dict(help='environment steps in all')),
         (('--seed',), dict(help='everything random follows from it')), (('--num-envs',), dict(help='worlds that step together')),
+        (('--device',), dict(help='where it learns: auto, cpu, cuda or mps')),
         (('--group',), dict(help='a name that several runs share')), (('--max-episodes',), dict(help='end after so many episodes')),
         (('--wall',), dict(help='end after so long: 90, 30m or 2h, over all lives')), (('--until-return',), dict(help='end when it returns so much')),
         (('--set',), dict(action='append', default=[], metavar='FIELD=VALUE', help='any other field, agent.lr=3e-4 for example')),
@@ -68,7 +69,7 @@ def experiment(a: argparse.Namespace) -> Any:
         if not (f := Path(a.config)).is_file(): raise BadInput('config', f'there is no file {plain(a.config)!r}')
         said = load_yaml(f.read_text(encoding='utf-8'), f.name) or {}
         if not isinstance(said, dict): raise BadInput('config', f'{f.name} holds no settings', 'fields of an experiment')
-    names = 'agent', 'env', 'steps', 'seed', 'num_envs', 'group', 'max_episodes', 'until_return'
+    names = 'agent', 'env', 'steps', 'seed', 'num_envs', 'device', 'group', 'max_episodes', 'until_return'
     typed = {k: v for k in names if (v := getattr(a, k)) is not None}
     if a.wall: typed['wall'] = seconds(a.wall)
     which: dict[str, Any] = {k: typed[k] for k in ('agent', 'env') if k in typed}

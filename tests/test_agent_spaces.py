@@ -141,11 +141,7 @@ def learns(t):
     assert value.shape == (t.env.num_envs,) and np.isfinite(value).all()
 
 
-NESTED = pytest.mark.xfail(strict=True, reason='fast() of page off_policy makes tensors of the parts of a Dict, which may be Dicts themselves')
-
-
-@pytest.mark.parametrize('kind, obs', [pytest.param(k, o, marks=NESTED if o == 'nested' and k is not SACDiscrete else ()) for k in FEW for o in OBS]
-                         + [(k, o) for k in NUMBERS for o in OBS], ids=lambda x: getattr(x, '__name__', x))
+@pytest.mark.parametrize('kind, obs', [(k, o) for k in (*FEW, *NUMBERS) for o in OBS], ids=lambda x: getattr(x, '__name__', x))
 def test_learns_from_a_memory_of(kind, obs):
     act = 'box' if kind in NUMBERS else 'discrete'
     if kind in [*NUMBERS, SACDiscrete] and obs not in VECTORS:

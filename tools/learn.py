@@ -3,6 +3,8 @@
 A cell is one run directory under runs/nightly and one line of results/learning.jsonl. Its version is a hash of its settings, of what the agent's
 page and its family's export (as Python understands it: line breaks and comments do not count), and of the first rows that a run of seed 0 writes:
 a change anywhere in the house that changes no number asks for no new run, and one that does, does. A slice does what is not there yet.
+Where a page was rewritten so that nothing it computes changes, `--carry DIR`, a checkout of before, trains each cell in both for a while: rows of
+cells that write the same numbers and end with the same weights are copied under the new version, and say so.
 Seeds were chosen beforehand, and all are shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best
 checkpoint, the best of those looked at (four, or a cell's own number) by 20 other episodes."""
 import argparse
@@ -10,6 +12,7 @@ import ast
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from functools import cache
@@ -168,15 +171,61 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
 
+PROOF = """
+import hashlib, json, sys
+from rlnb.train.experiment import Experiment, build
+from rlnb.train.track import row_of
+t, rows, steps = build(Experiment.from_dict(json.loads(sys.argv[1]))), [], 0
+while len(rows) < 3 or steps < 2000:
+    before = t.step
+    t.one_iter()
+    if t.metrics: rows.append(row_of(t)); steps += t.step - before
+h = hashlib.sha256(json.dumps(rows).encode())
+for k, v in sorted(t.agent.state_dict().items()): h.update(k.encode() + v.numpy().tobytes())
+print(t.step, h.hexdigest())
+"""
+
+
+def proof(c: Cell, where: str) -> str:
+    "How far a checkout went with this cell, and a hash of the metrics and weights that it came to: at least 2,000 steps after the first update"
+    what = {'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': 0}
+    command = [sys.executable, '-c', PROOF, json.dumps(what)]
+    got = subprocess.run(command, capture_output=True, text=True, cwd=where, env=os.environ | dict(PYTHONPATH=where))
+    return got.stdout.strip() if got.returncode == 0 else ''
+
+
+def old_version(c: Cell, where: str) -> str:
+    "This cell's version in another checkout"
+    code = f'import learn; print(learn.version(learn.Cell(**{c._asdict()!r})))'
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([f'{where}/tools', where]))
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=where, env=env).stdout.strip()
+
+
+def carry(have: dict[tuple, dict], cells: list[Cell], where: str) -> None:
+    "Copy rows of before whose cells compute the same in this checkout and in that"
+    for c in dict.fromkeys(cells):
+        ver, old = version(c), old_version(c, where)
+        rows = [r for s in c.seeds if (r := have.get((c.agent, c.world, c.steps, s, old))) and (c.agent, c.world, c.steps, s, ver) not in have]
+        if not ver or ver == old or not rows: continue
+        same = (a := proof(c, where)) and a == proof(c, str(ROOT))
+        print(f'{c.agent} {c.world}: {len(rows)} rows of {old} {"carried to" if same else "NOT carried: other numbers in"} {ver}', flush=True)
+        for r in rows if same else []:
+            row = have[c.agent, c.world, c.steps, r['seed'], ver] = r | dict(version=ver, carried=dict(version=old, steps=int(a.split()[0])))
+            with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
     p.add_argument('--table', action='store_true', help='measure nothing')
     p.add_argument('--only', default='', metavar='WORDS', help="cells that hold this: 'sac', 'dqn CartPole'")
+    p.add_argument('--carry', default='', metavar='DIR', help='a checkout of before a change that changes no number')
     a = p.parse_args()
     end, have = time.monotonic() + 60*a.minutes, done()
     if hasattr(os, 'nice') and not a.table: os.nice(19)
-    for c in [] if a.table else [c for c in CELLS if a.only in f'{c.agent} {c.world.removeprefix("rlnb/")}']:
+    asked = [c for c in CELLS if a.only in f'{c.agent} {c.world.removeprefix("rlnb/")}']
+    if a.carry: carry(have, asked, os.path.abspath(a.carry))
+    for c in [] if a.table or a.carry else asked:
         ver = version(c)
         if not ver: print(f'{c.world}: its package is missing')
         for seed in c.seeds if ver else ():

@@ -43,10 +43,12 @@ class Policy(nn.Module):
 
     def forward(self, obs: Any) -> heads.Head:
         "The distribution over actions at these observations; a mask among them is heeded"
-        x, mask = self.body(obs), obs.get('action_mask') if isinstance(obs, dict) else None
+        return self.head(self.body(obs), obs.get('action_mask') if isinstance(obs, dict) else None)
+    def head(self, x: Tensor, mask: Any = None) -> heads.Head:
+        "The distribution that the body's outputs mean"
         if self.kind == 'Discrete': return heads.Categorical(x, mask)
         if self.kind == 'MultiDiscrete': return heads.MultiCategorical(x, self.sizes, mask)
-        return heads.MultiBinary(x) if self.kind == 'MultiBinary' else heads.Gaussian(x, self.log_std)
+        return heads.MultiBinary(x) if self.kind == 'MultiBinary' else heads.Gaussian(x, self.log_std.to(x.device))
 
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #a0c21347
 class Joined(nn.Module):
@@ -117,9 +119,7 @@ class ActorCritic(Agent):
 
     def value(self, obs: Any) -> Array:
         "V(s)"
-        x = self.see(obs)
-        if not isinstance(x, dict): return self.judge(x)[..., 0]
-        with torch.inference_mode(): return self.v(_tensors(x))[..., 0].numpy()
+        return self.judge(self.see(obs))[..., 0]
 
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #66eed7dc
 @patch
@@ -135,19 +135,19 @@ def act(self: ActorCritic, obs: Any, explore: bool = True, progress: float = 0.)
     out = self.logits(x)
     if not explore: return Batch(act=out.argmax(-1) if kind == 'Discrete' else out)
     if kind == 'Discrete': a, logp = heads.sample_categorical(out, self.rng)
-    else: a, logp = heads.sample_gaussian(out, self.pi.log_std.detach().numpy(), self.rng)
+    else: a, logp = heads.sample_gaussian(out, self.pi.log_std.detach().cpu().numpy(), self.rng)
     return Batch(act=a, logp=logp)
 
 @patch
 def _act_torch(self: ActorCritic, x: Any, explore: bool) -> Batch:
     "The plain way, for heads that numpy does not have"
+    mask = torch.as_tensor(x['action_mask']) if isinstance(x, dict) and 'action_mask' in x else None
     with torch.inference_mode():
-        pi = self.pi(_tensors(x))
+        pi = self.pi.head(torch.from_numpy(self.logits(x)), mask)
         if not explore: return Batch(act=pi.mode.numpy())
         a, logp = pi.sample_with_log_prob(self.torch_rng)
     return Batch(act=a.numpy(), logp=logp.numpy())
 
-def _tensors(x: Any) -> Any: return {k: _tensors(v) for k, v in x.items()} if isinstance(x, dict) else torch.as_tensor(x)
 
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #c5733e8d
 @patch
@@ -178,7 +178,7 @@ def prepare(self: ActorCritic, buffer: Rollout) -> Batch:
     adv, ret = self.advantages(buffer)
     obs = tensors(self.see(buffer.np.obs)) if self.cfg.norm_obs else buffer.data.obs
     return Batch(obs=obs, act=buffer.data.act, logp=buffer.data.logp, adv=torch.from_numpy(adv), ret=torch.from_numpy(ret),
-                 **(dict(value=torch.from_numpy(ret - adv)) if getattr(self.cfg, 'vf_clip', 0.) else {}))
+                 **(dict(value=torch.from_numpy(ret - adv)) if getattr(self.cfg, 'vf_clip', 0.) else {})).to(self.device)
 
 @patch
 def finish(self: ActorCritic, buffer: Rollout, b: Batch, info: Tensor) -> dict[str, Tensor]:

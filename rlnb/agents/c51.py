@@ -93,7 +93,7 @@ class C51(OffPolicy):
 
     def mean(self, out: Tensor) -> Tensor:
         "E Z(s, ·) from outputs (B, n, m)"
-        return out.softmax(-1) @ self.z if self.cfg.kind == 'categorical' else out.mean(-1)
+        return out.softmax(-1) @ self.z.to(out.device) if self.cfg.kind == 'categorical' else out.mean(-1)
     def values(self, obs: Any) -> Array:
         "E Z(s, ·) as an array, forbidden actions at −∞"
         out = torch.as_tensor(self.judge(obs))

@@ -65,7 +65,8 @@ def uniform(agent: Any, obs: Array, z: np.ndarray | None = None) -> np.ndarray:
 def noised(agent: Any, b: Batch, k: int = 2) -> Batch:
     "A batch as a loss takes it: observations as vectors, and noise (k, B, A) for the actions that it will draw"
     shape = k, len(b.reward), agent.act_space.shape[0]
-    return Batch({n: seen(v) for n, v in b.items() if n != 'row'}, eps=torch.from_numpy(agent.rng.standard_normal(shape, np.float32)))
+    eps = torch.from_numpy(agent.rng.standard_normal(shape, np.float32)).to(b.reward.device)
+    return Batch({n: seen(v) for n, v in b.items() if n != 'row'}, eps=eps)
 
 # %% ../../nbs/30_agents/58_continuous.ipynb #0a04a004
 def lasting(agent: Any, memory: tuple[np.ndarray, ...]) -> np.ndarray | None:

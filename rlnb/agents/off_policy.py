@@ -25,13 +25,13 @@ from ..core.nets import act_fn, mlp
 from ..envs.wrap import FrameStack
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #1f9a7f31
-def make_replay(cfg: Any, env: Any, seed: int = 0, **extra: tuple) -> Replay:
+def make_replay(cfg: Any, env: Any, seed: int = 0, device: str = 'cpu', **extra: tuple) -> Replay:
     "The replay that a configuration describes"
     def knob(name: str, off: Any) -> Any: return getattr(cfg, name, off)
     sampler = Prioritised(seed, knob('per_alpha', .6), knob('per_beta', 'linear(0.4, 1)')) if knob('per', False) else Uniform(seed)
     relabel = Hindsight(env, seed, cfg.her, cfg.her_k) if knob('her', 'off') != 'off' else None
     frames = (env.k, -1 if env.last else 0) if isinstance(env, FrameStack) else None
-    more: dict[str, Any] = dict(frames=frames, sampler=sampler, relabel=relabel, memmap=knob('memmap', ''), **extra)
+    more: dict[str, Any] = dict(frames=frames, sampler=sampler, relabel=relabel, memmap=knob('memmap', ''), device=device, **extra)
     return Replay(cfg.buffer_size, env, cfg.gamma, knob('n_step', 1), seed, cfg.learning_starts, **more)
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #23460323
@@ -56,11 +56,7 @@ def net_for(space: spaces.Space, out: int, cfg: Any) -> nn.Module:
 def fast(net: nn.Module) -> Callable[[Any], Any]:
     "The network as a function of arrays: numpy where it is plain, through torch where observations are nested otherwise"
     plain = act_fn(net.net if isinstance(net, Vectors) else net)
-    if isinstance(net, Vectors): return lambda obs: plain(net.join(obs))
-    def forward(obs: Any) -> Any:
-        if not isinstance(obs, dict): return plain(obs)
-        with torch.inference_mode(): return net({k: torch.as_tensor(v) for k, v in obs.items()}).numpy()
-    return forward
+    return (lambda obs: plain(net.join(obs))) if isinstance(net, Vectors) else plain
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #7d93e10c
 class OffPolicy(Agent):
@@ -95,7 +91,7 @@ class OffPolicy(Agent):
     def make_buffer(self, env: Any) -> Replay:
         "A replay for these worlds"
         self.num_envs = env.num_envs
-        return make_replay(self.cfg, env, self.seed)
+        return make_replay(self.cfg, env, self.seed, self.device)
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #55f625a9
 @patch

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from .actor_critic import ActorCritic, Joined, Policy, body, n_logits
 from .base import agents
-from ..buffers.rollout import Rollout, tensors
+from ..buffers.rollout import Rollout
 from ..core import ranks
 from ..core.batch import Array, Batch
 from ..core.config import Config, param
 from ..core.errors import BadInput
-from ..core.nets import GRU, Flat, act_fn, activations, mlp
+from ..core.nets import GRU, Flat, act_fn, activations, mlp, onto
 from ..core.returns import gae
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
@@ -63,7 +63,7 @@ class PPORNN(ActorCritic):
             self.encoder = nn.Sequential(body(obs_space, w, self.cfg, 2**.5), activations[self.cfg.activation]())
             self.gru, self.v = GRU(w, w), mlp((w, 1))
             self.pi = Policy(Joined(dict(memory=nn.Identity()), mlp((w, n_logits(act_space)), gain=.01)), act_space)
-        self.opts['all'], self.judge = Flat(self), act_fn(self.v)
+        self.opts['all'], self.judge, self.logits, self.encoded = Flat(self), act_fn(self.v), act_fn(self.pi.body), act_fn(self.encoder)
 
     def initial_state(self, n: int) -> tuple[Array, ...]: return (np.zeros((n, self.cfg.memory), np.float32),)
     def make_buffer(self, env: Any) -> Rollout:
@@ -93,13 +93,12 @@ agents.add('ppo_rnn', PPORNN)
 @patch
 def encode(self: PPORNN, obs: Any) -> Array:
     "e(o), for any leading axes"
-    x = self.see(obs)
-    with torch.inference_mode(): return self.encoder(tensors(Batch(x) if isinstance(x, dict) else x)).numpy()
+    return self.encoded(self.see(obs))
 
 @patch
 def remember(self: PPORNN, x: Array, h: Array) -> Array:
     "What is remembered after one step from each h, for any leading axes"
-    with torch.inference_mode(): return self.gru.cell(*(tensors(v).flatten(0, -2) for v in (x, h))).view(h.shape).numpy()
+    with torch.inference_mode(): return self.gru.cell(*(onto(self.gru, v).flatten(0, -2) for v in (x, h))).view(h.shape).cpu().numpy()
 
 def _recalled(h: Any, obs: Any) -> Batch:
     return Batch(memory=h, **({'action_mask': obs['action_mask']} if isinstance(obs, dict) and 'action_mask' in obs else {}))
@@ -123,14 +122,14 @@ def prepare(self: PPORNN, buffer: Rollout) -> Batch:
     "What the loss needs: beside PPO's, where episodes begin, which rows count, and the memory before the first row"
     d = buffer.data
     first = torch.cat([~d.valid[:1] & False, (d.terminated | d.truncated | ~d.valid)[:-1]])
-    return super(PPORNN, self).prepare(buffer) | Batch(h=d.h[:1], first=first, valid=d.valid)
+    return super(PPORNN, self).prepare(buffer) | Batch(h=d.h[:1], first=first, valid=d.valid).to(self.device)
 
 @patch
 def sequences(self: PPORNN, b: Batch) -> Iterator[Batch]:
     "Every world once, in random order, in full minibatches"
     size = min(n := b.adv.shape[1], max(1, self.cfg.minibatch // self.cfg.n_steps))
     order = np.resize(self.rng.permutation(n), -(-n//size)*size)
-    for worlds in torch.from_numpy(order).split(size): yield b.map(lambda x, w=worlds: x.index_select(1, w))
+    for worlds in torch.from_numpy(order).to(b.adv.device).split(size): yield b.map(lambda x, w=worlds: x.index_select(1, w))
 
 # %% ../../nbs/30_agents/25_ppo_rnn.ipynb #a97adc27
 @patch

@@ -104,8 +104,8 @@ def loss(self: PQN, b: Batch) -> tuple[Tensor, Tensor]:
 @patch
 def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Any]:
     "Returns once, then epochs of minibatches"
-    c, n, total = self.cfg, 0, torch.zeros(len(self.keys))
-    b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer)))
+    c, n, total = self.cfg, 0, torch.zeros(())
+    b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer))).to(self.device)
     for _ in range(c.epochs):
         for mb in buffer.epoch(b, c.minibatch, self.rng):
             total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1

@@ -24,7 +24,7 @@ from .off_policy import OffPolicy, net_for
 from ..core.batch import Array, Batch
 from ..core.config import Config, param
 from ..core.errors import BadInput
-from ..core.nets import Flat
+from ..core.nets import Flat, onto
 from ..core.schedule import at
 from ..core.seed import isolated, seed_of
 
@@ -89,8 +89,7 @@ class Rainbow(OffPolicy):
         return out.softmax(-1) @ self.z if self.cfg.distributional else out[..., 0]
     def values(self, obs: Any) -> Array:
         "Q(s, ·) as an array, with the noise that is there"
-        x = {k: torch.as_tensor(v) for k, v in obs.items()} if isinstance(obs, dict) else torch.as_tensor(obs)
-        with torch.inference_mode(): return masked(self.mean(self.outputs(self.q, x)).numpy(), obs)
+        with torch.inference_mode(): return masked(self.mean(self.outputs(self.q, onto(self.q, obs))).cpu().numpy(), obs)
     def value(self, obs: Any) -> Array:
         "max Q(s, ·), without noise"
         stir(None, self.q)
@@ -109,7 +108,7 @@ agents.add('rainbow', Rainbow)
 @patch
 def loss(self: Rainbow, b: Batch) -> tuple[Tensor, Tensor]:
     "Weighted loss towards the target; (metrics …, an error a row)"
-    c, rows = self.cfg, torch.arange(len(b.act))
+    c, rows = self.cfg, torch.arange(len(b.act), device=b.act.device)
     own = self.outputs(self.q, b.obs)[rows, b.act]
     with torch.no_grad():
         after = self.outputs(self.target, b.next_obs)

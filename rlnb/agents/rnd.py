@@ -97,7 +97,7 @@ def fresh(buffer: Replay) -> np.ndarray:
 @patch
 def learn(self: RND, buffer: Replay, progress: float) -> dict[str, Any]:
     "A step of the guess on what was just seen, then DQN"
-    seen = Batch(next_obs=buffer.obs_after(fresh(buffer))).map(torch.from_numpy)
+    seen = Batch(next_obs=buffer.obs_after(fresh(buffer))).to(self.device)
     err = self.update(self.opts['guess'], self.puzzle, seen, self.cfg.bonus_lr)
     self.norms['bonus'].update(err)
     return DQN.learn(self, buffer, progress) | dict(bonus=err.mean()/max(float(self.norms['bonus'].std), 1e-8))

@@ -95,7 +95,8 @@ class Prioritised:
 @patch
 def update(self: Prioritised, row: Any, err: Any) -> None:
     "New priorities from the errors of transitions that are still here"
-    f, e = row.numpy(), np.abs(err.detach().numpy())
+    f, e = (x.detach().cpu().numpy() for x in (row, err))
+    e = np.abs(e)
     p = ((e + self.eps)**self.alpha).astype(np.float32)                    # four bytes, as the state keeps it
     if not np.isfinite(p).all(): raise BadInput('priority', 'an error is not a number')
     if f.min() < (first := self.low*self.ring.num_envs): f, p = f[f >= first], p[f >= first]

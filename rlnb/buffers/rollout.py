@@ -168,7 +168,7 @@ def epoch(self: Rollout, batch: Batch, size: int, rng: np.random.Generator) -> I
     n = ok.size
     order = rng.permutation(n) if ok.all() else np.resize(rng.permutation(ok.nonzero()[0]), n)
     if short := -n % size: order = np.resize(order, n + short)
-    shuffled = _shuffled(batch, torch.from_numpy(order).to(self.device))
+    shuffled = _shuffled(batch, torch.from_numpy(order).to(_device(batch)))
     for i in range(0, len(order), size): yield _piece(shuffled, i, size)
 
 @patch
@@ -176,7 +176,11 @@ def whole(self: Rollout, batch: Batch) -> Batch:
     "Every valid row of (T, N, …) at once, in order; the places of invalid ones are filled from the head"
     import torch
     ok = self.np.valid.ravel() if self.device == 'cpu' else self.np.valid.ravel().cpu().numpy()
-    return batch.flat() if ok.all() else _shuffled(batch, torch.from_numpy(np.resize(ok.nonzero()[0], ok.size)).to(self.device))
+    return batch.flat() if ok.all() else _shuffled(batch, torch.from_numpy(np.resize(ok.nonzero()[0], ok.size)).to(_device(batch)))
+
+def _device(x: Any) -> Any:
+    "Where a batch is: it may have been moved since it was written"
+    return _device(next(iter(x.values()))) if isinstance(x, dict) else x.device
 
 def _shuffled(x: Batch, order: Any) -> Batch:
     return Batch({k: _shuffled(v, order) if isinstance(v, Batch) else v.flatten(0, 1).index_select(0, order) for k, v in x.items()})

@@ -183,13 +183,14 @@ def cells_of(grid: Any, presets: bool = True, allow: Iterable[str] = ()) -> list
 # %% ../../nbs/70_flow/48_grid.ipynb #6073a371
 def single(agent: Any, env: Any, steps: Any, seed: Any = 0,
            settings: Any = '',                 # any other field, as a mapping or as a text of YAML
-           presets: Any = True, allow: Iterable[str] = ()) -> Experiment:
+           presets: Any = True, allow: Iterable[str] = (), device: str = 'auto') -> Experiment:      # device: auto, cpu or gpu
     "The experiment of one run, checked; `BadGrid` says all that is wrong"
     faults: list[BadInput] = []
     worlds: dict[str, Any] = {}
     more = {str(k): v for k, v in (_tried(faults, fields_of, settings) or {}).items()}
     if not isinstance(presets := more.pop('presets', presets), bool): faults.append(BadInput('presets', f'{presets!r}'[:40], 'true or false'))
     said = {k if k in _FIELDS or '.' in k else f'agent.{k}': v for k, v in more.items()} | dict(agent=agent, env=env, steps=steps, seed=seed)
+    if device != 'auto': said['device'] = 'cuda' if device == 'gpu' else device
     exp = _tried(faults, experiment, said, bool(presets))
     kw = exp.env_kw or {} if exp else {}
     with isolated():

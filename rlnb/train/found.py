@@ -15,17 +15,17 @@ from ..core.errors import BadInput
 from ..core.io import Damaged, digest, read_json, write_json
 from ..runs.events import read_events
 from ..runs.run import Run
-from .experiment import Experiment
+from .experiment import Experiment, place
 from .trainer import Trainer
 
 # %% ../../nbs/50_train/48_found.ipynb #b65d360a
-def mark(exp: Experiment) -> dict[str, Any]:
+def mark(exp: Experiment, device: str = '') -> dict[str, Any]:     # device: where it learns, if that is known by now
     "What decides the last bits of this experiment on this machine"
-    return fingerprint(num_envs=exp.num_envs, threads=exp.num_threads)
+    return fingerprint(device or ('cpu' if exp.device == 'auto' else place(exp.device)), num_envs=exp.num_envs, threads=exp.num_threads)
 
-def moved(found: dict[str, Any], exp: Experiment) -> str:
+def moved(found: dict[str, Any], exp: Experiment, device: str = '') -> str:
     "In what this machine differs from that of the first life; '' if in nothing"
-    return drift(found['fingerprint'], mark(exp))
+    return drift(found['fingerprint'], mark(exp, device))
 
 # %% ../../nbs/50_train/48_found.ipynb #c27111cb
 def probe(run: Run, exp: Experiment, t: Trainer) -> dict[str, Any]:
@@ -37,9 +37,11 @@ def probe(run: Run, exp: Experiment, t: Trainer) -> dict[str, Any]:
             raise BadInput('processes', f'{ranks.world()}, but the run is trained by {n}', f'{n}: resume() starts as many')
         return found
     tier = getattr(t.env, 'tier', 'exact')
+    device = getattr(t.agent, 'device', 'cpu')
+    if tier == 'exact' and device != 'cpu': tier = 'relaxed'
     rows = exp.num_envs*t.agent.collect_steps
     every = exp.checkpoint_every or (max(exp.steps//20, rows) if tier == 'boundary' else 0)
-    found = dict(tier=tier, checkpoint_every=every, seeds=t.seeds, fingerprint=mark(exp))
+    found = dict(tier=tier, checkpoint_every=every, seeds=t.seeds, fingerprint=mark(exp, device))
     if (exp.env_kw or {}).get('workers') == 'probe': found['workers'] = _workers(t.env)
     if ranks.world() > 1: found['processes'] = ranks.world()
     write_json(f, found)

@@ -102,7 +102,7 @@ def begin(self: Life, rescale: bool = False) -> None:
     fill(self.run.path, self.facts.get('replay'), t.buffer)
     self.control.waiting = commands_after(self.events.rows, self.facts.get('events', {}).get('n', 0))
     self.extend(rescale)
-    changed = moved(found, self.exp) if self.number > 1 else ''
+    changed = moved(found, self.exp, getattr(t.agent, 'device', '')) if self.number > 1 else ''
     if changed: self.told(f'since the last life: {changed}; the state is exact, the last bits may differ')
     if self.number > 1: self.told(f'{self.run.name}: going on from step {t.step:,}' + ('' if self.point else ', for there was no checkpoint yet'))
     self.events.add('start' if self.number == 1 else 'resume', t.step, life=self.number, tier=found['tier'], changed=changed, pid=os.getpid(),
@@ -287,7 +287,7 @@ def load(run: Run | str | Path, which: str | int = 'latest', **world: Any) -> Tr
     "The trainer of a run as a checkpoint left it: 'latest', 'best' or a step"
     run = find(run)
     place = run.at(which)
-    t = build(Experiment.from_dict(run.config['experiment']), **world)
+    t = build(Experiment.from_dict(run.config['experiment']), learns=False, **world)
     t.load_state_dict(load_state(place))
     fill(run.path, manifest(place).get('replay'), t.buffer)
     return t
