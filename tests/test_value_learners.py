@@ -135,7 +135,7 @@ def check_lambda(kind):
         agent = kind(world.obs_space, world.act_space, kind.config(n_steps=11, gamma=.9, lam=lam, hidden=(8,)), 1)
         roll = agent.make_buffer(world)
         Collector(world).collect(agent, roll, 11)
-        found, best = agent.returns(roll), lambda o, agent=agent: agent.q(torch.from_numpy(o)).amax(-1).detach().double().numpy()
+        found, best = agent.returns(roll, roll.values(agent.value)[1]), lambda o, agent=agent: agent.q(torch.from_numpy(o)).amax(-1).detach().double().numpy()
         for t, e in np.ndindex(11, 5):
             if not world.log[t]['valid'][e]: continue
             k = t

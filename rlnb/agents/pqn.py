@@ -53,7 +53,8 @@ class PQN(Agent):
     config = PQNConfig
     keys = ('q_loss', 'q', 'target', 'td')
     loss: Callable[[Batch], tuple[Tensor, Tensor]]
-    returns: Callable[[Rollout], Array]
+    returns: Callable[[Rollout, Array], Array]; bias: Callable[[Rollout, Array, Array], dict[str, float]]
+    train_state: Callable[[], dict]; load_train_state: Callable[[dict], None]
 
     def __init__(self, obs_space: spaces.Space, act_space: spaces.Space, cfg: Any = None, seed: int = 0):
         super().__init__(obs_space, act_space, cfg, seed)
@@ -61,6 +62,7 @@ class PQN(Agent):
         self.n = int(act_space.n)
         with isolated(seed_of(seed, 'init')): self.q = network(obs_space, self.n, self.cfg)
         self.opts['q'], self.judge = Flat(self), fast(self.q)
+        self.hopes: Any = None               # of each running episode: what was expected first, what came, what a reward counts by now
 
     def make_buffer(self, env: Any) -> Rollout:
         "A rollout, learned from and forgotten"
@@ -85,10 +87,9 @@ def network(space: spaces.Space, n: int, cfg: Any) -> nn.Module:
 
 # %% ../../nbs/30_agents/55_pqn.ipynb #88aef3be
 @patch
-def returns(self: PQN, buffer: Rollout) -> Array:
+def returns(self: PQN, buffer: Rollout, after: Array) -> Array:     # after: what is expected after each row
     "Q(λ) returns of a rollout, (T, N)"
     c, d = self.cfg, buffer.np
-    _, after = buffer.values(self.value)
     return lambda_returns(d.reward, np.float32(c.gamma)*~d.terminated, after, d.terminated | d.truncated, c.lam)
 
 @patch
@@ -100,14 +101,43 @@ def loss(self: PQN, b: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad(): info = torch.stack([h, q, b.ret, err.abs()]).mean(1)
     return h.mean(), info
 
+# %% ../../nbs/30_agents/55_pqn.ipynb #c6ed5a18
+@patch
+def bias(self: PQN, buffer: Rollout, v: Array, after: Array) -> dict[str, float]:
+    "Expected minus realised return, mean over the episodes that ended in this rollout; {} where none did"
+    d, found = buffer.np, list[float]()
+    if self.hopes is None: self.hopes = np.stack([np.full(v.shape[1], x) for x in (np.nan, 0., 1.)])
+    first, came, weight = self.hopes
+    for t, ok in enumerate(d.valid):
+        first[:] = np.where(np.isnan(first) & ok, v[t], first)
+        came += weight*d.reward[t]*ok
+        weight[ok] *= self.cfg.gamma
+        if (done := d.terminated[t] | d.truncated[t]).any():
+            found += (first - came - weight*after[t]*~d.terminated[t])[done].tolist()
+            self.hopes[:, done] = np.array([[np.nan], [0.], [1.]])
+    return dict(bias=sum(found)/len(found)) if found else {}
+
+@patch
+def train_state(self: PQN) -> dict:
+    "All of it"
+    return super(PQN, self).train_state() | dict(hopes=self.hopes)
+
+@patch
+def load_train_state(self: PQN, d: dict) -> None:
+    "Take it over in place"
+    super(PQN, self).load_train_state(d)
+    self.hopes = None if d['hopes'] is None else np.array(d['hopes'])
+
 # %% ../../nbs/30_agents/55_pqn.ipynb #139a4618
 @patch
 def learn(self: PQN, buffer: Rollout, progress: float) -> dict[str, Any]:
     "Returns once, then epochs of minibatches"
     c, n, total = self.cfg, 0, torch.zeros(())
-    b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer))).to(self.device)
+    v, after = buffer.values(self.value)
+    b = Batch(obs=buffer.data.obs, act=buffer.data.act, ret=torch.from_numpy(self.returns(buffer, after))).to(self.device)
+    bias = self.bias(buffer, v, after)
     for _ in range(c.epochs):
         for mb in buffer.epoch(b, c.minibatch, self.rng):
             total, n = total + self.update(self.opts['q'], self.loss, mb, at(c.lr, progress)), n + 1
     buffer.clear()
-    return dict(zip(self.keys, (total/n).unbind()), eps=epsilon(c, progress))
+    return dict(zip(self.keys, (total/n).unbind()), eps=epsilon(c, progress)) | bias

@@ -6,6 +6,7 @@
 __all__ = ['TQCConfig', 'TQC', 'quantile_loss']
 
 # %% ../../nbs/30_agents/80_tqc.ipynb #b03ff16f
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class TQCConfig(Config):
     tune_alpha: bool = param(True, 'Tune the temperature towards the target entropy')
     target_entropy: float | None = param(None, 'Entropy that it aims at, in nats; none: minus the number of components of an action')
     buffer_size: int = param(1_000_000, 'Transitions kept', lo=1)
+    memmap: str = param('', 'A folder for a memory larger than memory')
     batch_size: int = param(256, 'Transitions in a gradient step', lo=1)
     learning_starts: int = param(1000, 'Environment steps at random before the first update', lo=0)
     train_every: int = param(1, 'Environment steps between update phases', lo=1)
@@ -58,6 +60,7 @@ def check(self: TQCConfig) -> None:
 class TQC(SAC):
     "SAC with distributions for critics"
     config = TQCConfig
+    left: Callable[[Tensor], Tensor]
 
     def build(self) -> None:
         "Critics of m outputs, and their slow copies"
@@ -80,13 +83,18 @@ def quantile_loss(z: Tensor, y: Tensor) -> Tensor:
     return ((tau[:, None] - (d < 0).to(z.dtype)).abs()*h).mean((0, 2, 3))
 
 @patch
+def left(self: TQC, z: Tensor) -> Tensor:
+    "All critics' quantiles (k, B, m) on one heap, without the largest of them: (B, n)"
+    heap = z.transpose(0, 1).flatten(1).sort(1).values
+    return heap[:, :self.cfg.critics*(self.cfg.quantiles - self.cfg.drop)]
+
+@patch
 def q_loss(self: TQC, b: Batch) -> tuple[Tensor, Tensor]:
     "Quantiles of all critics towards what is left of the heap; (metrics …, an error a row)"
-    c = self.cfg
     with torch.no_grad():
         a, logp = self.policy(b.next_obs).sample_with_log_prob(eps=b.eps[1])
-        heap = self.q_slow(torch.cat([b.next_obs, a], -1)).transpose(0, 1).flatten(1).sort(1).values
-        y = b.reward[:, None] + b.discount[:, None]*(heap[:, :c.critics*(c.quantiles - c.drop)] - (self.log_alpha.exp()*logp)[:, None])
+        heap = self.left(self.q_slow(torch.cat([b.next_obs, a], -1)))
+        y = b.reward[:, None] + b.discount[:, None]*(heap - (self.log_alpha.exp()*logp)[:, None])
     z = self.q(torch.cat([b.obs, b.act], -1))
     value = (b.weight*quantile_loss(z, y)).mean()
     d = z.detach().mean((0, 2)) - y.mean(1)
