@@ -4,7 +4,7 @@ A cell is one run directory under runs/nightly and one line of results/learning.
 page and its family's export (as Python understands it: line breaks and comments do not count), and of the first rows that a run of seed 0 writes:
 a change anywhere in the house that changes no number asks for no new run, and one that does, does. A slice does what is not there yet.
 Where a page was rewritten so that nothing it computes changes, `--carry DIR`, a checkout of before, trains each cell in both for a while: rows of
-cells that write the same numbers and end with the same weights are copied under the new version, and say so.
+cells that write the same numbers and come to the same weights, for 2,000 steps after the first update, are copied under the new version, and say so.
 Seeds were chosen beforehand, and all are shown. What is judged is the last policy, greedy, over 100 episodes; where the bar is for the best
 checkpoint, the best of those looked at (four, or a cell's own number) by 20 other episodes."""
 import argparse
@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from pages import NBS, ROOT, read
@@ -172,10 +174,12 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
 
 
 PROOF = """
-import hashlib, json, sys
+import hashlib, json
+import learn
 from rlnb.train.experiment import Experiment, build
 from rlnb.train.track import row_of
-t, rows, steps = build(Experiment.from_dict(json.loads(sys.argv[1]))), [], 0
+c, rows, steps = learn.Cell(**CELL), [], 0
+t = build(Experiment.from_dict({'agent': c.agent, 'env': c.world, **learn.settings(c), 'steps': c.steps, 'seed': 0}))
 while len(rows) < 3 or steps < 2000:
     before = t.step
     t.one_iter()
@@ -186,32 +190,28 @@ print(t.step, h.hexdigest())
 """
 
 
-def proof(c: Cell, where: str) -> str:
-    "How far a checkout went with this cell, and a hash of the metrics and weights that it came to: at least 2,000 steps after the first update"
-    what = {'agent': c.agent, 'env': c.world, **settings(c), 'steps': c.steps, 'seed': 0}
-    command = [sys.executable, '-c', PROOF, json.dumps(what)]
-    got = subprocess.run(command, capture_output=True, text=True, cwd=where, env=os.environ | dict(PYTHONPATH=where))
+def said(where: str, code: str, c: Cell) -> str:
+    "What another checkout says to this, of this cell and with its own settings of it; '' if it fails"
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([f'{where}/tools', where]))
+    got = subprocess.run([sys.executable, '-c', code.replace('CELL', repr(c._asdict()))], capture_output=True, text=True, cwd=where, env=env)
     return got.stdout.strip() if got.returncode == 0 else ''
 
 
-def old_version(c: Cell, where: str) -> str:
-    "This cell's version in another checkout"
-    code = f'import learn; print(learn.version(learn.Cell(**{c._asdict()!r})))'
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([f'{where}/tools', where]))
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=where, env=env).stdout.strip()
-
-
-def carry(have: dict[tuple, dict], cells: list[Cell], where: str) -> None:
-    "Copy rows of before whose cells compute the same in this checkout and in that"
+def carry(path: Path, cells: list[Cell], where: str, ours: Callable[[dict], bool] = lambda r: True) -> None:
+    "Copy a file's rows of before, of cells that compute the same in this checkout and in that"
+    text = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    rows = [r for r in map(json.loads, filter(str.strip, text)) if ours(r)]
     for c in dict.fromkeys(cells):
-        ver, old = version(c), old_version(c, where)
-        rows = [r for s in c.seeds if (r := have.get((c.agent, c.world, c.steps, s, old))) and (c.agent, c.world, c.steps, s, ver) not in have]
-        if not ver or ver == old or not rows: continue
-        same = (a := proof(c, where)) and a == proof(c, str(ROOT))
-        print(f'{c.agent} {c.world}: {len(rows)} rows of {old} {"carried to" if same else "NOT carried: other numbers in"} {ver}', flush=True)
-        for r in rows if same else []:
-            row = have[c.agent, c.world, c.steps, r['seed'], ver] = r | dict(version=ver, carried=dict(version=old, steps=int(a.split()[0])))
-            with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+        mine = {(r['version'], r['seed']): r for r in rows if (r['agent'], r['world'], r['steps']) == (c.agent, c.world, c.steps)}
+        if not mine or not (ver := version(c)): continue
+        old = said(where, 'import learn; print(learn.version(learn.Cell(**CELL)))', c)
+        stale = [r for (v, seed), r in mine.items() if v == old and (ver, seed) not in mine]
+        if not stale or ver == old: continue
+        same = (a := said(where, PROOF, c)) and a == said(str(ROOT), PROOF, c)
+        print(f'{c.agent} {c.world}: {len(stale)} rows of {old} {"carried to" if same else "NOT carried: other numbers in"} {ver}', flush=True)
+        for r in stale if same else []:
+            with open(path, 'a', encoding='utf-8') as f:
+                f.write(json.dumps(r | dict(version=ver, carried=dict(version=old, steps=int(a.split()[0])))) + '\n')
 
 
 def main() -> int:
@@ -224,7 +224,9 @@ def main() -> int:
     end, have = time.monotonic() + 60*a.minutes, done()
     if hasattr(os, 'nice') and not a.table: os.nice(19)
     asked = [c for c in CELLS if a.only in f'{c.agent} {c.world.removeprefix("rlnb/")}']
-    if a.carry: carry(have, asked, os.path.abspath(a.carry))
+    if a.carry:
+        carry(RESULTS, asked, os.path.abspath(a.carry))
+        have = done()
     for c in [] if a.table or a.carry else asked:
         ver = version(c)
         if not ver: print(f'{c.world}: its package is missing')

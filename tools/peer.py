@@ -32,11 +32,13 @@ class Guest:
 
 def trained(c, seed: int) -> Guest:
     "Their agent of this name, our settings in their words; what we normalise, they do too"
+    import numpy as np
     import stable_baselines3
     import torch
     from rlnb.train.experiment import Experiment
     from rlnb.train.measure import sb3_settings
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.vec_env import VecNormalize
     torch.set_num_threads(1)
     e = Experiment.from_dict({'agent': c.agent, 'env': c.world, **learn.settings(c), 'steps': c.steps, 'seed': seed})
@@ -44,6 +46,7 @@ def trained(c, seed: int) -> Guest:
     norms = {k: True for k in ('norm_obs', 'norm_reward') if getattr(cfg, k, False)}
     if norms: env = VecNormalize(env, **dict(norm_obs=False, norm_reward=False) | norms, gamma=cfg.gamma)
     plain = cfg.override(dict.fromkeys(norms, False))
-    model = getattr(stable_baselines3, c.agent.upper())('MlpPolicy', env, seed=seed, device='cpu', **sb3_settings(plain)).learn(c.steps)
+    more = dict(action_noise=NormalActionNoise(np.zeros(n := env.action_space.shape), cfg.noise*np.ones(n))) if c.agent == 'td3' else {}
+    model = getattr(stable_baselines3, c.agent.upper())('MlpPolicy', env, seed=seed, device='cpu', **sb3_settings(plain), **more).learn(c.steps)
     env.close()
     return Guest(model, env.normalize_obs if 'norm_obs' in norms else lambda obs: obs)

@@ -148,11 +148,11 @@ def machines(have: dict, theirs: str) -> list[tuple]:
 
 
 def ten_seeds(theirs: str) -> list[tuple]:
-    "What tools/versus.py measured: PPO and SAC against theirs, on other seeds"
+    "What tools/versus.py measured: ours against theirs, on other seeds"
     from rlnb.evaluation.tests import verdict
     have, out = versus.read(), []
     for c in versus.CELLS if have else []:
-        ours, peers = ([x for s in c.seeds if (x := have.get((c.world, c.steps, s, side, versus.version(c, side, theirs)))) is not None]
+        ours, peers = ([x for s in c.seeds if (x := have.get((c.agent, c.world, c.steps, s, side, versus.version(c, side, theirs)))) is not None]
                        for side in ('rlnb', 'sb3'))
         v = verdict(ours, peers, ('rlnb', 'SB3')) if ours and peers else None
         both = '' if v is None else f'{v.better} higher' if v.better else 'seeds missing' if any(v.missing) else 'not told apart'
@@ -190,7 +190,9 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--sb3', metavar='DIR', default='', help='where Stable-Baselines3 is, if not here')
     p.add_argument('--minutes', type=float, default=0, help='measure for so long; begin nothing that would end later')
+    p.add_argument('--carry', default='', metavar='DIR', help='a checkout of before a change that changes no number (tools/learn.py)')
     a = p.parse_args()
+    if a.carry: learn.carry(RESULTS, [c for c in cells() if measurable(c)], os.path.abspath(a.carry), lambda r: r['side'] == 'rlnb')
     here, have, end = peer.at(a.sb3), read(), time.monotonic() + 60*a.minutes
     took: dict[tuple, int] = {}
     for r in have.values(): took[r['side'], r['agent'], r['world']] = r['seconds']

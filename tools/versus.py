@@ -1,4 +1,4 @@
-"""Do PPO and SAC learn as well as Stable-Baselines3's? The same settings, fixed seeds, to be run again until nothing is missing:
+"""Do PPO, SAC and TD3 learn as well as Stable-Baselines3's? The same settings, fixed seeds, to be run again until nothing is missing:
 `python tools/versus.py --sb3 DIR --minutes 40`
 
 A cell is a world, a seed and a side, and one line of results/versus.jsonl. Settings are our presets, in their words (`sb3_settings`). What is judged
@@ -19,7 +19,9 @@ from pages import ROOT
 RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', tuple(range(100, 110))
 CELLS = [learn.Cell('ppo', 'CartPole-v1', 100_000, 0, seeds=SEEDS), learn.Cell('ppo', 'Pendulum-v1', 100_000, 0, seeds=SEEDS),
          learn.Cell('ppo', 'LunarLander-v3', 300_000, 0, seeds=SEEDS),
-         learn.Cell('sac', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3]), learn.Cell('sac', 'Hopper-v5', 100_000, 0, seeds=SEEDS[:3])]
+         learn.Cell('sac', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3]), learn.Cell('sac', 'Hopper-v5', 100_000, 0, seeds=SEEDS[:3]),
+         learn.Cell('sac', 'Pendulum-v1', 6_000, 0, seeds=SEEDS), learn.Cell('td3', 'Pendulum-v1', 8_000, 0, seeds=SEEDS),
+         learn.Cell('td3', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3])]
 
 
 def experiment(c, seed):
@@ -51,9 +53,9 @@ def version(c, side, theirs):
 
 
 def read():
-    "Means by (world, steps, seed, side, version); no world has two agents here"
+    "Means by (agent, world, steps, seed, side, version)"
     rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
-    return {(r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}
+    return {(r['agent'], r['world'], r['steps'], r['seed'], r['side'], r['version']): r['mean'] for r in rows}
 
 
 def table(have, theirs):
@@ -63,7 +65,7 @@ def table(have, theirs):
     for c in CELLS:
         said, ends = '', []
         for side in ('rlnb', 'sb3'):
-            found = (have.get((c.world, c.steps, s, side, version(c, side, theirs))) for s in c.seeds)
+            found = (have.get((c.agent, c.world, c.steps, s, side, version(c, side, theirs))) for s in c.seeds)
             xs = [x for x in found if x is not None]
             ends.append(estimate(xs, mean)[1:] if xs else (float('nan'),)*2)
             said += f'{f"{sum(xs)/len(xs):.1f} [{ends[-1][0]:.1f}, {ends[-1][1]:.1f}] {len(xs)}" if xs else "none yet":<32}'
@@ -80,29 +82,31 @@ def main():
     p.add_argument('--minutes', type=float, default=40, help='begin nothing that would end later')
     p.add_argument('--table', action='store_true', help='measure nothing')
     p.add_argument('--only', default='', metavar='WORDS', help="cells that hold this: 'sac Hopper'")
+    p.add_argument('--carry', default='', metavar='DIR', help='a checkout of before a change that changes no number (tools/learn.py)')
     p.add_argument('--one', nargs=3, help=argparse.SUPPRESS)
     a = p.parse_args()
     theirs = peer.at(a.sb3)
     if a.one:
         side, k, seed = a.one
         return print(json.dumps(globals()[side](CELLS[int(k)], int(seed))))
+    if a.carry: learn.carry(RESULTS, CELLS, str(Path(a.carry).absolute()), lambda r: r['side'] == 'rlnb')
     rows = [json.loads(s) for s in RESULTS.read_text(encoding='utf-8').splitlines()] if RESULTS.exists() else []
     there, theirs = bool(theirs), theirs or max((r['version'].split('-')[0] for r in rows if r['side'] == 'sb3'), default='')
     have, end = read(), time.monotonic() + 60*a.minutes
-    for k, c in [] if a.table else enumerate(CELLS):
+    for k, c in [] if a.table or a.carry else enumerate(CELLS):
         if a.only not in f'{c.agent} {c.world}': continue
         for seed in c.seeds:
             for side in ('rlnb', 'sb3'):
-                key = c.world, c.steps, seed, side, version(c, side, theirs)
-                guess = max((r['seconds'] for r in rows if (r['world'], r['steps'], r['side']) == (c.world, c.steps, side)), default=60)
+                key = c.agent, c.world, c.steps, seed, side, version(c, side, theirs)
+                guess = max((r['seconds'] for r in rows if (r['agent'], r['world'], r['side']) == (c.agent, c.world, side)), default=60)
                 if key in have or (side == 'sb3' and not there) or time.monotonic() + guess > end: continue
                 then, more = time.monotonic(), ['--sb3', a.sb3] if a.sb3 else []
                 env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
                 command = [sys.executable, str(Path(__file__).resolve()), *more, '--one', side, str(k), str(seed)]
                 got = subprocess.run(command, capture_output=True, text=True, env=env)
                 if got.returncode: return print(got.stderr[-800:]) or 1
-                row = dict(zip(('world', 'steps', 'seed', 'side', 'version'), key))
-                row |= dict(agent=c.agent, mean=float(got.stdout.splitlines()[-1]), seconds=round(time.monotonic() - then))
+                row = dict(zip(('agent', 'world', 'steps', 'seed', 'side', 'version'), key))
+                row |= dict(mean=float(got.stdout.splitlines()[-1]), seconds=round(time.monotonic() - then))
                 rows.append(row)
                 have[key] = row['mean']
                 with open(RESULTS, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
