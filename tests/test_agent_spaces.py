@@ -1,9 +1,11 @@
 "Every agent of this floor with every kind of observation and action: it acts and learns"
 import copy
+import mmap
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from rlnb.agents.a2c import A2C
@@ -147,6 +149,20 @@ def test_learns_from_a_memory_of(kind, obs):
     if kind in [*NUMBERS, SACDiscrete] and obs not in VECTORS:
         with pytest.raises(BadInput, match='obs_space'): from_memory(kind, obs, act)
     else: learns(from_memory(kind, obs, act))
+
+
+def held_by(x):
+    "Does an array lie in a file?"
+    while isinstance(x, np.ndarray): x = x.base
+    return isinstance(x, mmap.mmap)
+
+
+@pytest.mark.parametrize('kind', [k for k in FEW + NUMBERS if k is not PQN], ids=lambda k: k.__name__)
+def test_a_memory_in_a_file_is_the_same_memory(kind, tmp_path):
+    a, b = (from_memory(kind, 'vector', 'box' if kind in NUMBERS else 'discrete', memmap=where) for where in ('', str(tmp_path)))
+    for t in (a, b): learns(t)
+    assert [held_by(t.buffer.np.reward) for t in (a, b)] == [False, True]
+    assert all(torch.equal(p, q) for p, q in zip(a.agent.parameters(), b.agent.parameters()))
 
 
 @pytest.mark.parametrize('act', ACT)
