@@ -38,6 +38,15 @@ class Cell(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     change: tuple[tuple[str, object], ...] = ()      # of the agent's settings, on top of the preset's
     looks: int = 4                       # how often it is looked at; a checkpoint each
+    name: str = ''                       # what to call the change
+
+
+OFF = dict(double=False, dueling=False, distributional=False, noisy=False, per=False, n_step=1)      # Rainbow without its repairs
+
+
+def switch(name: str, **on: object) -> Cell:
+    "Rainbow with one of them, or with none"
+    return Cell('rainbow', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), change=tuple((OFF | on).items()), looks=10, name=name)
 
 
 CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
@@ -62,6 +71,11 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('rnd', 'rlnb/DeepSea-v0', 10_000, .9, what='success'),       # ten rows
          Cell('pqn', 'CartPole-v1', 100_000, 500, what='best', judge='each'),
          Cell('pqn', 'Acrobot-v1', 500_000, -85),
+         Cell('c51', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10),
+         Cell('c51', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10, change=(('kind', 'quantile'),), name='quantiles'),
+         Cell('rainbow', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10), switch('no repair'),
+         switch('double alone', double=True), switch('dueling alone', dueling=True), switch('distributions alone', distributional=True),
+         switch('noise alone', noisy=True), switch('priorities alone', per=True), switch('3 steps alone', n_step=3),
          *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000))),
          Cell('sac', 'MountainCarContinuous-v0', 20_000, 90),
          Cell('sac', 'InvertedPendulum-v5', 25_000, 950),
@@ -69,6 +83,7 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('sac', 'LunarLanderContinuous-v3', 150_000, 200, seeds=(0, 1, 2))]
 FAMILY = {'ppo': ('05_actor_critic', '20_ppo'), 'a2c': ('05_actor_critic', '10_a2c'), 'ppo_rnn': ('05_actor_critic', '25_ppo_rnn'),
           'dqn': ('30_off_policy', '32_explore', '40_dqn'), 'rnd': ('30_off_policy', '32_explore', '40_dqn', '52_rnd'),
+          'c51': ('30_off_policy', '32_explore', '45_c51'), 'rainbow': ('30_off_policy', '32_explore', '35_noisy', '45_c51', '50_rainbow'),
           'pqn': ('32_explore', '55_pqn'), 'sac': ('30_off_policy', '58_continuous', '65_sac'),
           'td3': ('30_off_policy', '58_continuous', '60_td3'), 'crossq': ('30_off_policy', '58_continuous', '65_sac', '75_crossq'),
           'tqc': ('30_off_policy', '58_continuous', '65_sac', '80_tqc')}
@@ -140,6 +155,7 @@ def measure(c: Cell, seed: int, ver: str) -> dict:
     row = dict(agent=c.agent, world=c.world, steps=c.steps, seed=seed, version=ver, final=part, seconds=round(time.perf_counter() - then),
                best=dict(mean=round(float(scores.mean()), 2), low=round(low, 2), high=round(high, 2), step=int(run.at('best').name)))
     if c.change: row['change'] = dict(c.change)
+    if c.name: row['name'] = c.name
     if c.what != 'success': return row
     reached = roll(run.load('latest'), make(c.world, 20), 100, seed_of(seed, 'play'))['success']
     return row | dict(success=dict(mean=round(float(reached.mean()), 2)))
@@ -168,7 +184,8 @@ def table(have: dict[tuple, dict]) -> tuple[str, bool]:
         verdict = f'missing: {" ".join(lacking)}' if lacking else 'met' if met else 'NOT met'
         over = f'{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]' if xs else ''
         how = {'each': ' every seed', 'most': ' all but one seed', 'low': ' the interval', 'under': ' at most'}.get(c.judge, '')
-        how += {'best': ' best checkpoint', 'success': ' success'}.get(c.what, '') + ''.join(f' {k}={v}' for k, v in c.change)
+        how += {'best': ' best checkpoint', 'success': ' success'}.get(c.what, '')
+        how += f', {c.name}' if c.name else ''.join(f' {k}={v}' for k, v in c.change)
         lines.append(f'{c.agent:<9}{c.world:<26}{c.steps:>9}  {seen:<62}{over:<26}{c.bar:>7.{digits}f}  {verdict}{how}')
     return '\n'.join([*lines, f'{there} of {sum(len(c.seeds) for c in CELLS)} cells are there']), well
 
