@@ -111,21 +111,24 @@ def report(name: str) -> dict:
 
 
 def whole() -> dict:
-    "A run in a folder, that learns over there and is stopped on the way; another life ends it, and what only looks at it needs no such device"
+    """A run in a folder, in a world of Gymnasium, that learns over there and is stopped on the way; another life ends it as one that was not
+    stopped, and what only looks at it needs no such device"""
+    import rlnb.train.record  # noqa: F401  gives runs `reproduce`
     from rlnb.train import experiment
     from rlnb.train.callback import Callback, CancelFit
     from rlnb.train.session import fit, train
 
     class Stop(Callback):
         def after_learn(self, t):
-            if t.step == 300: raise CancelFit('enough for now')
+            if t.step == 300 and 'far' in str(t.run): raise CancelFit('enough for now')
     experiment.place = lambda *a: FAR
     with tempfile.TemporaryDirectory() as d:
-        run = train('sac', 'rlnb/PointReachDense-v0', 500, root=d, name='far', progress=False, presets=False, num_envs=2, cbs=[Stop()], **SMALL)
+        run, twin = (train('sac', 'Pendulum-v1', 500, root=d, name=name, progress=False, presets=False, num_envs=2, cbs=[Stop()], **SMALL)
+                     for name in ('far', 'twin'))
         then, at = run.phase, run.state['step']
         fit(run, episodes=5)
         return dict(name='whole', tier=run.probe['tier'], device=run.probe['fingerprint']['device'], then=then, at=at, phase=run.phase, step=run.state['step'],
-                    loaded=run.load('latest').device, rows=[r['step'] for r in run.metrics()])
+                    loaded=run.load('latest').device, same=run.metrics() == twin.metrics(), again=run.reproduce(), rows=[r['step'] for r in run.metrics()])
 
 
 def planted() -> dict:

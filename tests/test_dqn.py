@@ -176,6 +176,8 @@ def test_masks_hold_in_acting(kind):
             act = agent.act(obs, random, .5).act
             assert obs.action_mask[np.arange(500), act].all()
     assert np.isneginf(masked(np.zeros((500, 3)), obs)).sum() == (obs.action_mask == 0).sum()
+    over = Batch(action_mask=np.zeros((2, 3), np.int64))                      # where an episode has ended nothing is allowed: 0 times −∞ is no number
+    assert np.isfinite(masked(np.zeros((2, 3)), over)).all() and torch.isfinite(masked(torch.zeros(2, 3), over.map(torch.from_numpy))).all()
 
 
 def digest(t): return list(flat(t.state_dict()))

@@ -8,7 +8,9 @@ from pathlib import Path
 import far
 import pytest
 
+from rlnb.agents.dqn import DQN
 from rlnb.core.errors import BadInput
+from rlnb.train import experiment
 from rlnb.train.experiment import Experiment, build
 from rlnb.train.session import train
 
@@ -42,7 +44,20 @@ def test_a_run_says_what_it_promises_there(found):
     assert 'error' not in f, f['error']
     assert (f['tier'], f['device'], f['loaded']) == ('relaxed', 'hpu', 'cpu')
     assert (f['then'], f['at'], f['phase'], f['step']) == ('stopped', 300, 'finished', 500)
-    assert f['rows'] == list(range(2, 501, 2))
+    assert f['rows'] == list(range(2, 501, 2)) and f['same']
+    assert f['again']['identical'] and not f['again']['differs']
+
+
+class Old(DQN):
+    "An agent that never heard of devices"
+    portable = False
+
+
+def test_an_agent_that_never_heard_of_devices_stays(monkeypatch):
+    monkeypatch.setattr(experiment, 'find_agent', lambda name: Old)
+    monkeypatch.setattr(experiment, 'place', lambda *a: 'meta')
+    assert build(Experiment(agent='old', num_envs=2)).agent.device == 'cpu'
+    with pytest.raises(BadInput, match='old learns on the CPU only'): build(Experiment(agent='old', device='cuda', num_envs=2))
 
 
 def test_what_stays_behind_is_noticed():

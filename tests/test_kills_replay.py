@@ -3,11 +3,12 @@ of Gymnasium's and in worker processes. As in test_kills: each is equal in the e
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_kills import quick  # noqa: F401  the fixture
 
 from rlnb.train.certify import Killer, certify, differences
-from rlnb.train.session import asked, folder_for
+from rlnb.train.session import asked, fit, folder_for, train
 
 ONE = dict(num_envs=2, steps=1_200, learning_starts=100, buffer_size=300, batch_size=16, train_every=4, hidden=(8,), presets=False)
 POLE, SWING, FLIP, POINT = (dict(env=f'rlnb/{e}') for e in ('CartPole-v1', 'Pendulum-v1', 'BitFlip-v0', 'PointReach-v0'))
@@ -65,3 +66,23 @@ def test_a_piece_that_is_forgotten_shows(case, piece, quick):  # noqa: F811
     assert k.life(run)[0] == 75
     k.plant = f'rough:forget:{piece}'
     assert k.life(run)[0] or differences(whole, run)
+
+
+@pytest.mark.parametrize('more', [{}, dict(per=True, n_step=3)], ids=str)
+def test_a_fork_takes_its_memory_along(tmp_path, more):
+    "With nothing changed it ends as the run it came from; and each has rows of its own"
+    import rlnb.train.record  # noqa: F401  gives runs `fork`
+    words = dict(num_envs=2, learning_starts=64, batch_size=32, checkpoint_every=100, keep=9, buffer_size=300)
+    run = train('dqn', 'rlnb/CartPole-v1', 600, root=tmp_path, name='first', progress=False, presets=False, episodes=0, **words, **more)
+    same, other = fit(run.fork(400, 'same'), episodes=0), fit(run.fork(400, 'other', lr=1e-2), episodes=0)
+    assert same.metrics() == run.metrics() != other.metrics() and other.phase == 'finished'
+    assert all(v == '' for r in (run, same, other) for v in r.verify().values())
+
+
+def test_a_memory_in_a_folder_that_is_gone(tmp_path):
+    "Who only looks at a run needs the folder of its memory no more"
+    (room := tmp_path/'room').mkdir()
+    run = train('sac', 'rlnb/PointReachDense-v0', 300, root=tmp_path, name='far', progress=False, presets=False, episodes=0, num_envs=2, memmap=str(room),
+                learning_starts=64, batch_size=32, hidden=(8,))
+    room.rmdir()
+    assert np.isfinite(run.load('latest').value(np.zeros((2, 6), np.float32))).all()

@@ -17,6 +17,8 @@ from rlnb.agents.rainbow import Rainbow
 from rlnb.agents.rnd import RND, fresh
 from rlnb.buffers.collect import Collector
 from rlnb.core.batch import Batch
+from rlnb.envs.classic import CartPole
+from rlnb.train.trainer import Trainer
 
 SEE, THREE = spaces.Box(-1, 1, (4,)), spaces.Discrete(3)
 MASKED = spaces.Dict(x=SEE, action_mask=spaces.MultiBinary(3))
@@ -210,3 +212,24 @@ PLANTED = [
 @pytest.mark.parametrize('kind, check, method, old, new', [pytest.param(*p, id=f'{p[0].__name__}.{p[2]}: {p[3]} → {p[4]}'[:90]) for p in PLANTED])
 def test_planted(kind, check, method, old, new):
     with pytest.raises((AssertionError, RuntimeError)): check(mutant(kind, method, old, new))
+
+
+def test_hopes_of_episodes_that_were_cut_off_are_dropped():
+    "Worlds that begin anew between two rollouts begin with new hopes; what began before anyone looked is not judged"
+    env = CartPole(2)
+    t = Trainer(PQN(env.obs_space, env.act_space, PQN.config(n_steps=8, minibatch=16, hidden=(8,))), env, horizon=1000)
+    t.one_iter()
+    assert (t.agent.hopes[2] < 1).any()
+    t.boundary(1)
+    t.buffer.begin()
+    t.collector.collect(t.agent, t.buffer, 8)
+    v, after = t.buffer.values(t.agent.value)
+    t.agent.bias(t.buffer, v, after)
+    going = ~(t.buffer.np.terminated | t.buffer.np.truncated).any(0)
+    np.testing.assert_allclose(t.agent.hopes[:, going], np.array([v[0], [sum(.99**i for i in range(8))]*2, [.99**8]*2])[:, going], rtol=1e-6)
+    late = PQN(env.obs_space, env.act_space, t.agent.cfg)
+    late.load_train_state({k: x for k, x in t.agent.train_state().items() if k != 'hopes'})
+    t.buffer.ages = np.array([5, 0])
+    t.buffer.np.terminated[3] = True
+    found = late.bias(t.buffer, v, after)['bias']
+    assert abs(found - (v[0, 1] - sum(.99**i for i in range(4)))) < 1e-5

@@ -210,7 +210,8 @@ print(t.step, h.hexdigest())
 def said(where: str, code: str, c: Cell) -> str:
     "What another checkout says to this, of this cell and with its own settings of it; '' if it fails"
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([f'{where}/tools', where]))
-    got = subprocess.run([sys.executable, '-c', code.replace('CELL', repr(c._asdict()))], capture_output=True, text=True, cwd=where, env=env)
+    code = code.replace('CELL', repr({k: v for k, v in c._asdict().items() if v != Cell._field_defaults.get(k)}))
+    got = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=where, env=env)
     return got.stdout.strip() if got.returncode == 0 else ''
 
 
@@ -222,13 +223,14 @@ def carry(path: Path, cells: list[Cell], where: str, ours: Callable[[dict], bool
         mine = {(r['version'], r['seed']): r for r in rows if (r['agent'], r['world'], r['steps']) == (c.agent, c.world, c.steps)}
         if not mine or not (ver := version(c)): continue
         old = said(where, 'import learn; print(learn.version(learn.Cell(**CELL)))', c)
+        if not old: print(f'{c.agent} {c.world}: {where} says nothing of it')
         stale = [r for (v, seed), r in mine.items() if v == old and (ver, seed) not in mine]
-        if not stale or ver == old: continue
+        if not old or not stale or ver == old: continue
         same = (a := said(where, PROOF, c)) and a == said(str(ROOT), PROOF, c)
         print(f'{c.agent} {c.world}: {len(stale)} rows of {old} {"carried to" if same else "NOT carried: other numbers in"} {ver}', flush=True)
         for r in stale if same else []:
-            with open(path, 'a', encoding='utf-8') as f:
-                f.write(json.dumps(r | dict(version=ver, carried=dict(version=old, steps=int(a.split()[0])))) + '\n')
+            rows.append(r | dict(version=ver, carried=dict(version=old, steps=int(a.split()[0]))))
+            with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(rows[-1]) + '\n')
 
 
 def main() -> int:

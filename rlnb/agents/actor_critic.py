@@ -90,6 +90,7 @@ def body(space: spaces.Space, out: int, cfg: Any, gain: float = 1.) -> nn.Module
 # %% ../../nbs/30_agents/05_actor_critic.ipynb #8b4100d5
 class ActorCritic(Agent):
     "A policy and a value network"
+    portable = True
     keys: tuple[str, ...] = ()           # names of what the loss reports
     advantages: Callable[..., tuple[Array, Array]]
     see: Callable[[Any], Any]

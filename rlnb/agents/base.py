@@ -33,6 +33,7 @@ class Agent(nn.Module):
     config: type[Config]
     cfg: Any                                                         # an instance of it
     device: str = 'cpu'                                              # where it learns
+    portable = False                                                 # may that be elsewhere? Then what it is given and gives are arrays all the same
     _flats: list[Flat]                                               # every flat vector that `together` reads
     _compiled: Callable[..., Any]; _gradient: Callable[..., Any]; _alone: Callable[..., Any]; _graph: Callable[..., Any]; _akin: Callable[..., bool]
     _vectors: Callable[[], list[Flat]]

@@ -51,7 +51,7 @@ class DQNConfig(Config):
     max_grad_norm: float = param(10., 'Longest gradient', lo=0.)
     hidden: tuple[int, ...] = param((64, 64), 'Widths of the network')
     activation: str = param('relu', 'Between the layers', choices=('tanh', 'relu', 'elu', 'gelu', 'silu'))
-    memmap: str = param('', 'A folder for a memory larger than memory')
+    memmap: str = param('', 'A folder for a memory larger than memory', aside=True)
     compile: bool = param(False, 'One compiled graph a gradient step')
 
 # %% ../../nbs/30_agents/40_dqn.ipynb #11f501bf

@@ -16,6 +16,7 @@ def masked(q: Any, obs: Any) -> Any:
     "Forbidden actions at −∞, where the observation says so"
     if not isinstance(obs, dict) or 'action_mask' not in obs: return q
     ok = obs['action_mask'] > 0
+    ok = ok | ~ok.any(-1)[..., None]                       # nothing is allowed where an episode has ended
     return np.where(ok, q, -np.inf) if isinstance(q, np.ndarray) else q.masked_fill(~ok, -torch.inf)
 
 # %% ../../nbs/30_agents/32_explore.ipynb #e45e0b22

@@ -61,6 +61,7 @@ def fast(net: nn.Module) -> Callable[[Any], Any]:
 # %% ../../nbs/30_agents/30_off_policy.ipynb #7d93e10c
 class OffPolicy(Agent):
     "Learns from a replay"
+    portable = True
     keys: tuple[str, ...] = ()           # names of what `step` reports
     step: Callable[[Batch, float], tuple[Tensor, Tensor]]     # batch, progress → (metrics, an error a row)
     bias: Callable[[Replay], dict[str, float]]
@@ -107,6 +108,7 @@ def batches(self: OffPolicy, buffer: Replay, k: int, progress: float) -> Iterato
 @patch
 def learn(self: OffPolicy, buffer: Replay, progress: float) -> dict[str, Any]:
     "As many gradient steps as the new environment steps ask for"
+    buffer.device = self.device
     n, self.owed = divmod(self.owed + buffer.fresh*self.cfg.updates, self.cfg.train_every)
     total: Any = 0.
     for b in self.batches(buffer, n, progress):

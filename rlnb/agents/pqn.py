@@ -50,6 +50,7 @@ class PQNConfig(Config):
 # %% ../../nbs/30_agents/55_pqn.ipynb #21019c62
 class PQN(Agent):
     "Q(λ) on rollouts of many worlds"
+    portable = True
     config = PQNConfig
     keys = ('q_loss', 'q', 'target', 'td')
     loss: Callable[[Batch], tuple[Tensor, Tensor]]
@@ -106,15 +107,17 @@ def loss(self: PQN, b: Batch) -> tuple[Tensor, Tensor]:
 def bias(self: PQN, buffer: Rollout, v: Array, after: Array) -> dict[str, float]:
     "Expected minus realised return, mean over the episodes that ended in this rollout; {} where none did"
     d, found = buffer.np, list[float]()
-    if self.hopes is None: self.hopes = np.stack([np.full(v.shape[1], x) for x in (np.nan, 0., 1.)])
+    fresh = np.array([[np.nan], [0.], [1.]])
+    if self.hopes is None: self.hopes = fresh.repeat(v.shape[1], 1)*np.where(buffer.ages > 0, np.nan, 1.)     # began unseen: not judged
+    self.hopes[:, buffer.ages == 0] = fresh
     first, came, weight = self.hopes
     for t, ok in enumerate(d.valid):
         first[:] = np.where(np.isnan(first) & ok, v[t], first)
         came += weight*d.reward[t]*ok
         weight[ok] *= self.cfg.gamma
         if (done := d.terminated[t] | d.truncated[t]).any():
-            found += (first - came - weight*after[t]*~d.terminated[t])[done].tolist()
-            self.hopes[:, done] = np.array([[np.nan], [0.], [1.]])
+            found += (first - came - weight*after[t]*~d.terminated[t])[done & ~np.isnan(weight)].tolist()
+            self.hopes[:, done] = fresh
     return dict(bias=sum(found)/len(found)) if found else {}
 
 @patch
@@ -126,7 +129,7 @@ def train_state(self: PQN) -> dict:
 def load_train_state(self: PQN, d: dict) -> None:
     "Take it over in place"
     super(PQN, self).load_train_state(d)
-    self.hopes = None if d['hopes'] is None else np.array(d['hopes'])
+    self.hopes = None if (h := d.get('hopes')) is None else np.array(h)
 
 # %% ../../nbs/30_agents/55_pqn.ipynb #139a4618
 @patch

@@ -47,7 +47,7 @@ class RainbowConfig(Config):
     lr: Any = param(1e-3, 'Adam step size', lo=1e-6, hi=1., log=True, sched=True)
     gamma: float = param(.99, 'Discount', lo=0., hi=1.)
     buffer_size: int = param(100_000, 'Transitions kept', lo=1)
-    memmap: str = param('', 'A folder for a memory larger than memory')
+    memmap: str = param('', 'A folder for a memory larger than memory', aside=True)
     batch_size: int = param(128, 'Transitions in a gradient step', lo=1)
     learning_starts: int = param(1000, 'Environment steps at random before the first update', lo=0)
     train_every: int = param(4, 'Environment steps between update phases', lo=1)

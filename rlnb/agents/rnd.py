@@ -37,7 +37,7 @@ class RNDConfig(Config):
     bonus_out: int = param(32, 'How many random numbers it has to guess', lo=1)
     bonus_hidden: tuple[int, ...] = param((64,), 'Widths of both, the random one and the one that guesses')
     buffer_size: int = param(100_000, 'Transitions kept', lo=1)
-    memmap: str = param('', 'A folder for a memory larger than memory')
+    memmap: str = param('', 'A folder for a memory larger than memory', aside=True)
     batch_size: int = param(128, 'Transitions in a gradient step', lo=1)
     learning_starts: int = param(1000, 'Environment steps at random before the first update', lo=0)
     train_every: int = param(4, 'Environment steps between update phases', lo=1)

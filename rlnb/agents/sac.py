@@ -37,7 +37,7 @@ class SACConfig(Config):
     tune_alpha: bool = param(True, 'Tune the temperature towards the target entropy')
     target_entropy: float | None = param(None, 'Entropy that it aims at, in nats; none: minus the number of components of an action')
     buffer_size: int = param(1_000_000, 'Transitions kept', lo=1)
-    memmap: str = param('', 'A folder for a memory larger than memory')
+    memmap: str = param('', 'A folder for a memory larger than memory', aside=True)
     batch_size: int = param(256, 'Transitions in a gradient step', lo=1)
     learning_starts: int = param(1000, 'Environment steps at random before the first update', lo=0)
     train_every: int = param(1, 'Environment steps between update phases', lo=1)

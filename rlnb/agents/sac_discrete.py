@@ -39,7 +39,7 @@ class SACDiscreteConfig(Config):
     tune_alpha: bool = param(True, 'Tune the temperature towards the target entropy')
     target_entropy: Any = param(.5, 'Entropy that it aims at, as a part of that of pure chance', lo=0., hi=1., sched=True)
     buffer_size: int = param(100_000, 'Transitions kept', lo=1)
-    memmap: str = param('', 'A folder for a memory larger than memory')
+    memmap: str = param('', 'A folder for a memory larger than memory', aside=True)
     batch_size: int = param(128, 'Transitions in a gradient step', lo=1)
     learning_starts: int = param(1000, 'Environment steps at random before the first update', lo=0)
     train_every: int = param(1, 'Environment steps between update phases', lo=1)

@@ -37,7 +37,7 @@ class TD3Config(Config):
     noise_clip: float = param(.5, 'and its largest size', lo=0., hi=2.)
     actor_every: int = param(2, 'Gradient steps of the critics for each of the actor and the slow copies', lo=1)
     buffer_size: int = param(1_000_000, 'Transitions kept', lo=1)
-    memmap: str = param('', 'A folder for a memory larger than memory')
+    memmap: str = param('', 'A folder for a memory larger than memory', aside=True)
     batch_size: int = param(256, 'Transitions in a gradient step', lo=1)
     learning_starts: int = param(1000, 'Environment steps at random before the first update', lo=0)
     train_every: int = param(1, 'Environment steps between update phases', lo=1)

@@ -21,6 +21,7 @@ class Buffer:
     "What collector and trainer know of any memory"
     device: str = 'cpu'
     data: Batch
+    ages: Any            # how many steps of its running episode each world has behind it where this turn begins
     t: int               # the row of this turn that is written next
     written: int = 0     # vector rows ever written: the absolute number of the next one (a memory that lives for one update counts none)
 
@@ -105,6 +106,7 @@ class Rollout(Buffer):
         self.data = tensors(self.np)
         self.slots = [self.np.at(t) for t in range(n_steps)]
         self.ends: list[tuple[int, Array, Any]] = []
+        self.ages = np.zeros(env.num_envs, np.int64)
 
     def _first(self, n: int) -> Any: return self.seen.at(slice(n)) if isinstance(self.seen, Batch) else self.seen[:n]
     @property
@@ -194,14 +196,15 @@ def state_dict(self: Rollout, rows: bool = True) -> dict:     # rows: for memori
     "The rows written so far"
     if self.t == 0: return dict(t=0)
     n = slice(0, self.t)
-    return dict(t=self.t, data={k: v.at(n) if isinstance(v, Batch) else v[n] for k, v in self.np.items()}, ends=[list(e) for e in self.ends])
+    return dict(t=self.t, data={k: v.at(n) if isinstance(v, Batch) else v[n] for k, v in self.np.items()}, ends=[list(e) for e in self.ends],
+                ages=self.ages.copy())
 
 @patch
 def load_state_dict(self: Rollout, d: dict) -> None:
     "Hold those rows again"
     self.clear()
     if not d['t']: return
-    self.t = int(d['t'])
+    self.t, self.ages = int(d['t']), np.array(d.get('ages', self.ages))
     _fill(self.np, d['data'], self.t)
     self.ends = [(int(t), np.asarray(rows), _host(o)) for t, rows, o in d['ends']]
 

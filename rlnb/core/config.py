@@ -208,7 +208,11 @@ def flat(self: Config) -> dict[str, Any]:
 @patch
 def digest(self: Config) -> str:
     "Sixteen letters that stand for these settings"
-    return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_asked(self), sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+def _asked(c: Config) -> dict[str, Any]:
+    "What counts of it"
+    return {f.name: _asked(v) if isinstance(v := getattr(c, f.name), Config) else _data(v) for f in c.fields() if not f.aside}
 
 @patch
 def timeline(self: Config) -> Timeline:

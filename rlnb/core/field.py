@@ -26,13 +26,14 @@ def param(
     log: bool = False,          # is it searched on a log scale?
     choices: Iterable[Any] | None = None,   # all it may be
     sched: bool = False,        # may it be a schedule?
+    aside: bool = False,        # does it say where and not what? Then two that differ in it alone ask for the same
 ) -> Any:
     "Declare a field of a config, once, for all its readers"
     try: hash(default)
     except TypeError: raise TypeError(f'the default {default!r} can change: use a tuple, or None') from None
     if log and not (lo is not None and hi is not None and 0 < lo < hi): raise TypeError('a log range needs 0 < lo < hi')
     among = None if choices is None else tuple(choices)
-    return dataclasses.field(default=default, metadata=dict(doc=doc, lo=lo, hi=hi, log=log, choices=among, sched=sched))
+    return dataclasses.field(default=default, metadata=dict(doc=doc, lo=lo, hi=hi, log=log, choices=among, sched=sched, aside=aside))
 
 # %% ../../nbs/00_core/24_field.ipynb #39bb4b03
 _WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text', dict: 'a mapping', NoneType: 'null',
@@ -59,6 +60,7 @@ class Field(NamedTuple):
     log: bool = False
     choices: tuple[Any, ...] | None = None
     sched: bool = False
+    aside: bool = False
 
     @property
     def range(self) -> str:

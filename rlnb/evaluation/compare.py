@@ -33,7 +33,7 @@ def flat(d: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     for k, v in d.items(): out.update(flat(v, f'{prefix}{k}.') if isinstance(v, Mapping) and v else {f'{prefix}{k}': v})
     return out
 
-_ASIDE = ('seed', 'group', 'steps')
+_ASIDE = ('seed', 'group', 'steps', 'device', 'agent_cfg.memmap')
 
 def settings(run: Run) -> dict[str, Any]:
     "What a run was asked to do, its seed, group and length aside"

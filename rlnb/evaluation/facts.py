@@ -89,7 +89,7 @@ def machine_rows(c: Comparison) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = {}
     for rs in c.runs.values():
         for r in rs:
-            marks = r.config.get('fingerprint') or getattr(r, 'probe', {}).get('fingerprint', {})
+            marks = getattr(r, 'probe', {}).get('fingerprint') or r.config.get('fingerprint', {})
             for k, v in {**marks, 'git': r.config.get('git', '')}.items():
                 if v not in ('', None): found.setdefault(k, []).append(str(v))
     return [(k, ' · '.join(dict.fromkeys(v))) for k, v in found.items()]

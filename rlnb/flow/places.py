@@ -140,11 +140,12 @@ def compute(device: str = 'auto', place: Place | None = None, gpus: list[str] | 
     if gpus is None:
         from rlnb.core.device import gpu_usage
         gpus = [str(g['name']) for g in gpu_usage()]
-    where, n, name = _SWITCH[(place or here()).name], os.cpu_count(), ', '.join(gpus)
+    at, n, name = (place or here()).name, os.cpu_count(), ', '.join(gpus[:1])
+    off = '' if at == 'local' else f': switch it off ({_SWITCH[at]}), its quota runs'
     if device == 'gpu' and not gpus:
-        raise BadInput('device', 'a GPU was asked for and there is none', f'auto or cpu, or switch one on ({where})')
-    if gpus and device == 'cpu': return Card('amber', f'{name} is here and not used, as asked: switch it off ({where}), its quota runs')
+        raise BadInput('device', 'a GPU was asked for and there is none', f'auto or cpu, or switch one on ({_SWITCH[at]})')
+    if gpus and device == 'cpu': return Card('amber', f'{name} is here and not used, as asked{off}')
     if device == 'gpu': return Card('green', f'{name} learns, as asked; worlds step on the {n} CPU cores')
-    if gpus: return Card('amber', f'{name} is for pictures; small networks learn on the {n} CPU cores: then switch it off ({where}), its quota runs')
+    if gpus: return Card('amber', f'{name} is for pictures; small networks learn on the {n} CPU cores{off.replace("switch", "then switch")}')
     if device == 'cpu': return Card('green', f'{n} CPU cores, as asked')
     return Card('amber', f'no GPU: {n} CPU cores. Right for small networks; pictures take hours')

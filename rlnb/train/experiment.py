@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from ..agents import base
@@ -43,7 +44,7 @@ class Experiment(Config):
     steps: int = param(100_000, 'Environment steps in all', lo=1)
     seed: int = param(0, 'Everything random follows from it', lo=0)
     num_threads: int = param(1, 'Threads of torch and BLAS', lo=1, hi=1024)
-    device: str = param('auto', 'Where it learns; auto: from pictures on a GPU, else on the CPU', choices=('auto', 'cpu', 'cuda', 'mps'))
+    device: str = param('auto', 'Where it learns; auto: from pictures on a GPU, else on the CPU', choices=('auto', 'cpu', 'cuda', 'mps'), aside=True)
     group: str = param('', 'Runs of one group are seeds of one experiment')
     eval_every: int = param(0, 'Steps between two looks at the policy; 0: only at the end', lo=0)
     eval_episodes: int = param(20, 'Episodes of a look', lo=1)
@@ -103,7 +104,11 @@ def build(exp: Experiment, run: Path | None = None, cbs: Iterable[Callback] = ()
     seeds = seed_everything(exp.seed, num_envs=min(exp.num_envs, 64))
     env = make(world or exp.env, exp.num_envs, allow=allow, **(exp.env_kw or {}))
     agent = find_agent(exp.agent)(env.obs_space, env.act_space, exp.agent_cfg, seed_of(exp.seed, 'agent'))
-    if learns and (where := place(exp.device, env.obs_space)) != 'cpu': agent.place(where)
+    if not learns and (folder := getattr(agent.cfg, 'memmap', None)) and not Path(folder).is_dir():      # of another machine
+        agent.cfg = agent.cfg.override({'memmap': gettempdir()})
+    if learns and (where := place(exp.device, env.obs_space)) != 'cpu':
+        if hasattr(agent, 'portable') and agent.portable: agent.place(where)
+        elif exp.device != 'auto': raise BadInput('device', f'{exp.agent} learns on the CPU only', 'auto or cpu')
     t = Trainer(agent, env, cbs, run, seed_of(exp.seed, 'env'), exp.steps, exp.num_threads)
     t.seeds = seeds
     return t

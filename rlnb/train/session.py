@@ -39,7 +39,7 @@ from ..runs.tape import fill, wound
 from . import mirror, wandb
 from .callback import Callback, Callbacks
 from .experiment import Experiment, build, resolve
-from .found import mark, moved, probe, sealed, settled, unchanged
+from .found import mark, moved, probe, ready, sealed, settled
 from .guard import Guard, card_of
 from .memory import used
 from .save import Checkpoint
@@ -71,7 +71,7 @@ class Life:
                  **world: Any):
         self.check = check
         self.run, self.signals, self.cbs, self.deadline, self.told, self.world = run, signals, list(cbs), deadline, told, world
-        self.exp = unchanged(run)
+        self.exp = ready(run)
         self.damaged: list[tuple[Path, str]] = []
         self.point = resume_point(run.path, self.damaged)          # raises where all are damaged: nothing was touched yet
         self.facts: dict[str, Any] = self.point[1] if self.point else {}

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ..buffers.rollout import Rollout
 from ..core import ranks
 from ..core.device import keep_memory, threads
@@ -59,7 +57,8 @@ class Member(Trainer):
             self.step = sum(n for n, _ in said)
             self.episodes = [{k: float(v) if isinstance(v, str) else v for k, v in e.items()} for _, es in said for e in es]     # words: nan, inf
         if moment == 'after_learn':
-            if self.metrics: self.metrics = dict(zip(self.metrics, ranks.average(torch.tensor([float(x) for x in self.metrics.values()])).unbind()))
+            told = [from_json(x) for x in ranks.reports(to_json({k: float(v) for k, v in self.metrics.items()}).encode())]
+            self.metrics = {k: sum(xs)/len(xs) for k in dict.fromkeys(k for d in told for k in d) if (xs := [float(d[k]) for d in told if k in d])}
             self.inside = False
         super().ask(moment)
 
