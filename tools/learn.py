@@ -41,11 +41,11 @@ class Cell(NamedTuple):
     name: str = ''                       # what to call the change
 
 
-OFF = dict(double=False, dueling=False, distributional=False, noisy=False, per=False, n_step=1)      # Rainbow without its repairs
+OFF = dict(double=False, dueling=False, distributional=False, noisy=False, per=False)      # Rainbow without its repairs, but for the steps of its returns
 
 
 def switch(name: str, **on: object) -> Cell:
-    "Rainbow with one of them, or with none"
+    "Rainbow with long returns and one of the others, or none"
     return Cell('rainbow', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), change=tuple((OFF | on).items()), looks=10, name=name)
 
 
@@ -73,9 +73,9 @@ CELLS = [Cell('ppo', 'CartPole-v1', 100_000, 475, judge='each'),
          Cell('pqn', 'Acrobot-v1', 500_000, -85),
          Cell('c51', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10),
          Cell('c51', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10, change=(('kind', 'quantile'),), name='quantiles'),
-         Cell('rainbow', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10), switch('no repair'),
-         switch('double alone', double=True), switch('dueling alone', dueling=True), switch('distributions alone', distributional=True),
-         switch('noise alone', noisy=True), switch('priorities alone', per=True), switch('3 steps alone', n_step=3),
+         Cell('rainbow', 'CartPole-v1', 50_000, 475, what='best', seeds=(0, 1, 2), looks=10), switch('steps alone'),
+         switch('steps, double', double=True), switch('steps, dueling', dueling=True), switch('steps, distributions', distributional=True),
+         switch('steps, noise', noisy=True), switch('steps, priorities', per=True),
          *(Cell(agent, 'Pendulum-v1', steps, -200) for agent, steps in (('sac', 6_000), ('td3', 8_000), ('crossq', 4_000), ('tqc', 6_000))),
          Cell('sac', 'MountainCarContinuous-v0', 20_000, 90),
          Cell('sac', 'InvertedPendulum-v5', 25_000, 950),

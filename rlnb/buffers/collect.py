@@ -50,9 +50,9 @@ def collect(self: Collector, agent: Any, buffer: Buffer, n: int, progress: float
     "Write rows until n are there (or `stop` says so); returns the episodes that ended"
     episodes: list[dict[str, float]] = []
     if not self.memory and hasattr(agent, 'initial_state'): self.memory = agent.initial_state(len(self.length))
-    if not buffer.t: buffer.ages = self.length.copy()
     obs, clock, sums, memory, a = self.obs, self.time, self.sums, self.memory, perf_counter()
     while buffer.t < n and not self.stop():
+        if buffer.ages is not None and not buffer.t: buffer.ages[...] = self.length
         row = buffer.slot(buffer.t)
         out = agent.act(obs, True, progress, *memory); b = perf_counter()
         _write(row['obs'], obs)

@@ -21,7 +21,7 @@ class Buffer:
     "What collector and trainer know of any memory"
     device: str = 'cpu'
     data: Batch
-    ages: Any            # how many steps of its running episode each world has behind it where this turn begins
+    ages: Any = None     # how many steps of its running episode each world has behind it where this turn begins; None: it does not care
     t: int               # the row of this turn that is written next
     written: int = 0     # vector rows ever written: the absolute number of the next one (a memory that lives for one update counts none)
 
@@ -119,6 +119,7 @@ class Rollout(Buffer):
     def clear(self) -> None:
         "Begin again at the first row"
         self.t, self.ends = 0, []
+        self.ages[...] = 0
         self.np.valid[...] = True          # a world may say nothing of it while all is well
     def close(self, obs: Any) -> None:
         "The observation after the last step, where the next rollout begins"
