@@ -41,7 +41,7 @@ class Cell(NamedTuple):
     name: str = ''                       # what to call the change
 
 
-OFF = dict(double=False, dueling=False, distributional=False, noisy=False, per=False)      # Rainbow without its repairs, but for the steps of its returns
+OFF = dict(double=False, dueling=False, distributional=False, noisy=False, per=False)      # but for the steps of its returns
 
 
 def switch(name: str, **on: object) -> Cell:
