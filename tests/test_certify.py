@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='each life would
 
 WORDS = dict(n_steps=16, minibatch=24, epochs=2, num_envs=4, norm_obs=True, norm_reward=True, lr='linear(0.003, 0.0001)', clip='linear(0.3, 0.05)',
              checkpoint_every=128, seed=1)
-KNOWN = {'step', 'collector/env/rng/uinteger', 'agent/rng/uinteger',     # the collector counts the same steps, and the loop asks it; half of a draw, if none is waiting for it
+KNOWN = {'buffer/ages',        # PQN alone asks for it, which this is not
+         'step', 'collector/env/rng/uinteger', 'agent/rng/uinteger',     # the collector counts the same steps, and the loop asks it; half of a draw, if none is waiting for it
          *(f'cbs/Guard/{k}' for k in ('late', 'since', 'weights/all', 'count/kl', 'count/dead', 'count/entropy', 'count/value'))}    # of its last looks: made anew
 NAMES = {'kind', 'bit_generator'}       # not a value: which kind of generator it is
 
