@@ -19,7 +19,6 @@ from ..buffers.rollout import Buffer
 from ..core import ranks
 from ..core.batch import Array, Batch
 from ..core.config import Config
-from ..core.device import pick
 from ..core.nets import Flat
 from ..core.registry import Registry
 from ..core.running import Running
@@ -167,6 +166,7 @@ def place(self: Agent, device: str) -> Agent:
 
 def suited(space: spaces.Space) -> str:
     "Where learning from such observations belongs: pictures on the best device here, anything else on the CPU"
+    from rlnb.core.device import pick
     if isinstance(space, spaces.Dict): return next((d for d in map(suited, space.values()) if d != 'cpu'), 'cpu')
     return str(pick('auto')) if isinstance(space, spaces.Box) and len(space.shape) == 3 else 'cpu'
 

@@ -21,7 +21,8 @@ from .trainer import Trainer
 # %% ../../nbs/50_train/48_found.ipynb #b65d360a
 def mark(exp: Experiment, device: str = '') -> dict[str, Any]:     # device: where it learns, if that is known by now
     "What decides the last bits of this experiment on this machine"
-    return fingerprint(device or ('cpu' if exp.device == 'auto' else place(exp.device)), num_envs=exp.num_envs, threads=exp.num_threads)
+    where = device or ('cpu' if exp.device == 'auto' else place(exp.device))
+    return fingerprint(device=where, num_envs=exp.num_envs, threads=exp.num_threads)
 
 def moved(found: dict[str, Any], exp: Experiment, device: str = '') -> str:
     "In what this machine differs from that of the first life; '' if in nothing"
