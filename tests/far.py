@@ -29,7 +29,7 @@ CASES = dict(
     dqn=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF | dict(per=True, dueling=True, double=True, n_step=3)),
     dqn_plain=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF | dict(persist=.5)),
     dqn_her=dict(env='rlnb/BitFlip-v0', num_envs=2, agent_cfg=OFF | dict(her='future')),
-    dqn_masked=dict(env='rlnb/MockCache-v0', num_envs=2, agent_cfg=OFF),
+    dqn_masked=dict(world='Barred', num_envs=2, agent_cfg=OFF),
     c51=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF), c51_quantile=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF | dict(kind='quantile')),
     rainbow=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF), rnd=dict(env='rlnb/DeepSea-v0', num_envs=2, agent_cfg=OFF),
     pqn=dict(env='rlnb/CartPole-v1', num_envs=4, agent_cfg=dict(n_steps=16, minibatch=32)),
@@ -61,12 +61,17 @@ def world_of(name: str):
     import numpy as np
     import test_resume
     from gymnasium import spaces
+    from rlnb.core.batch import Batch
 
     class Pixels(test_resume.Switches):
         obs_space, act_space = spaces.Box(0, 255, (20, 20, 3), np.uint8), spaces.Discrete(2)
         def observe(self, s): return np.repeat((np.abs(np.linspace(0, 1, 400) - s[:1].T)*255).astype(np.uint8), 3, 1).reshape(-1, 20, 20, 3)
         def dynamics(self, s, act): return super().dynamics(s, np.stack([act, act], 1))
-    return dict(Pixels=Pixels).get(name) or getattr(test_resume, name)
+
+    class Barred(Pixels):
+        obs_space = spaces.Dict(seen=spaces.Box(0, 1, (3,)), action_mask=spaces.MultiBinary(2))
+        def observe(self, s): return Batch(seen=s.T, action_mask=np.stack([np.ones(s.shape[1], np.int64), s[0] < .5], 1))
+    return dict(Pixels=Pixels, Barred=Barred).get(name) or getattr(test_resume, name)
 
 
 def made(name: str, where: str):
