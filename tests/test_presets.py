@@ -52,7 +52,8 @@ def test_the_grid_stands_on_presets():
     for c in learn.CELLS:
         assert (c.agent, c.world) in names(), c
         assert c.what in ('final', 'best', 'success') and c.judge in ('mean', 'each', 'most', 'low', 'under') and len(set(c.seeds)) == len(c.seeds)
-        assert preset(c.agent, c.world)['steps'] == c.steps, f'{c.agent} on {c.world}: a schedule that ends elsewhere than the measure'
+    for agent, world in {(c.agent, c.world) for c in learn.CELLS}:      # a preset is judged where it says it ends; it may be judged after more steps too
+        assert preset(agent, world)['steps'] in {c.steps for c in learn.CELLS if (c.agent, c.world) == (agent, world)}, f'{agent} on {world}'
 
 
 def test_version_follows_the_preset(monkeypatch):
