@@ -30,6 +30,7 @@ CASES = dict(
     dqn_plain=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF | dict(persist=.5)),
     dqn_her=dict(env='rlnb/BitFlip-v0', num_envs=2, agent_cfg=OFF | dict(her='future')),
     dqn_masked=dict(world='Barred', num_envs=2, agent_cfg=OFF),
+    dqn_frames=dict(world='Stacked', num_envs=2, agent_cfg=dict(learning_starts=16, batch_size=8, buffer_size=60, per=True, n_step=2)),
     c51=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF), c51_quantile=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF | dict(kind='quantile')),
     rainbow=dict(env='rlnb/CartPole-v1', num_envs=2, agent_cfg=OFF), rnd=dict(env='rlnb/DeepSea-v0', num_envs=2, agent_cfg=OFF),
     pqn=dict(env='rlnb/CartPole-v1', num_envs=4, agent_cfg=dict(n_steps=16, minibatch=32)),
@@ -62,6 +63,7 @@ def world_of(name: str):
     import test_resume
     from gymnasium import spaces
     from rlnb.core.batch import Batch
+    from rlnb.envs.wrap import FrameStack
 
     class Pixels(test_resume.Switches):
         obs_space, act_space = spaces.Box(0, 255, (20, 20, 3), np.uint8), spaces.Discrete(2)
@@ -71,7 +73,9 @@ def world_of(name: str):
     class Barred(Pixels):
         obs_space = spaces.Dict(seen=spaces.Box(0, 1, (3,)), action_mask=spaces.MultiBinary(2))
         def observe(self, s): return Batch(seen=s.T, action_mask=np.stack([np.ones(s.shape[1], np.int64), s[0] < .5], 1))
-    return dict(Pixels=Pixels, Barred=Barred).get(name) or getattr(test_resume, name)
+    class Stills(Pixels):
+        def dynamics(self, s, act): return *super().dynamics(s, act)[:3], Batch()
+    return dict(Pixels=Pixels, Barred=Barred, Stacked=lambda n: FrameStack(Stills(n), 3, -1)).get(name) or getattr(test_resume, name)
 
 
 def made(name: str, where: str):
@@ -111,7 +115,8 @@ def report(name: str) -> dict:
         home.load_state_dict(load_state(Path(d)/'6'))
     held = [*there.agent.state_dict().values(), *(x for o in there.agent.opts.values() for x in (o.vec, o.grad, o.m, o.v, o.step))]
     for o in there.agent.opts.values(): o.check()
-    return dict(name=name, where=sorted({x.device.type for x in held}), apart=apart(here.agent, there.agent), moved=apart(first.agent, there.agent),
+    ring = sorted({x.device.type for x in there.buffer.there.values() if hasattr(x, 'device')}) if hasattr(there.buffer, 'there') else None
+    return dict(name=name, where=sorted({x.device.type for x in held}), ring=ring, apart=apart(here.agent, there.agent), moved=apart(first.agent, there.agent),
                 resumed=apart(there.agent, again.agent), home=apart(there.agent, home.agent), metrics=sorted(there.metrics) == sorted(here.metrics))
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .actor_critic import body
 from .base import Agent
 from ..buffers.her import Hindsight
-from ..buffers.per import Prioritised
 from ..buffers.replay import Replay, Uniform
+from ..buffers.resident import kinds
 from ..core.batch import Batch
 from ..core.nets import act_fn, mlp
 from ..envs.wrap import FrameStack
@@ -28,11 +28,12 @@ from ..envs.wrap import FrameStack
 def make_replay(cfg: Any, env: Any, seed: int = 0, device: str = 'cpu', **extra: tuple) -> Replay:
     "The replay that a configuration describes"
     def knob(name: str, off: Any) -> Any: return getattr(cfg, name, off)
-    sampler = Prioritised(seed, knob('per_alpha', .6), knob('per_beta', 'linear(0.4, 1)')) if knob('per', False) else Uniform(seed)
     relabel = Hindsight(env, seed, cfg.her, cfg.her_k) if knob('her', 'off') != 'off' else None
+    ring, ranked = kinds(device, relabel, memmap := knob('memmap', ''))
+    sampler = ranked(seed, knob('per_alpha', .6), knob('per_beta', 'linear(0.4, 1)')) if knob('per', False) else Uniform(seed)
     frames = (env.k, -1 if env.last else 0) if isinstance(env, FrameStack) else None
-    more: dict[str, Any] = dict(frames=frames, sampler=sampler, relabel=relabel, memmap=knob('memmap', ''), device=device, **extra)
-    return Replay(cfg.buffer_size, env, cfg.gamma, knob('n_step', 1), seed, cfg.learning_starts, **more)
+    more: dict[str, Any] = dict(frames=frames, sampler=sampler, relabel=relabel, memmap=memmap, device=device, **extra)
+    return ring(cfg.buffer_size, env, cfg.gamma, knob('n_step', 1), seed, cfg.learning_starts, **more)
 
 # %% ../../nbs/30_agents/30_off_policy.ipynb #23460323
 class Vectors(nn.Module):
@@ -108,7 +109,6 @@ def batches(self: OffPolicy, buffer: Replay, k: int, progress: float) -> Iterato
 @patch
 def learn(self: OffPolicy, buffer: Replay, progress: float) -> dict[str, Any]:
     "As many gradient steps as the new environment steps ask for"
-    buffer.device = self.device
     n, self.owed = divmod(self.owed + buffer.fresh*self.cfg.updates, self.cfg.train_every)
     total: Any = 0.
     for b in self.batches(buffer, n, progress):

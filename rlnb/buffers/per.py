@@ -115,7 +115,8 @@ def state_dict(self: Prioritised) -> dict:
 @patch
 def load_state_dict(self: Prioritised, d: dict) -> None:
     "Go on from there"
-    n, self.sums = self.ring.num_envs, Sums(self.ring.M)
+    n = self.ring.num_envs
+    self.attach(self.ring)
     self.top, self.low, self.high = float(d['top']), int(d['low']), int(d['high'])
     if self.high > self.low: self.sums.set(np.arange(self.low*n, self.high*n) % self.ring.M, np.asarray(d['priority'], np.float64))
     set_generator_state(self.rng, d['rng'])

@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .rollout import Buffer, alloc, row_spec, tensors
-from .store import Ends, bytes_of, fits, free_memory, leaves, mapped, named, pick, place
+from .store import Ends, bytes_of, fits, free_memory, host, leaves, mapped, named, pick, place
 from ..core.batch import Array, Batch
 from ..core.errors import BadInput
 from ..core.io import free_bytes
@@ -49,9 +49,9 @@ def _spec(env: Any, frames: tuple[int, int] | None, extra: dict) -> dict[str, An
 # %% ../../nbs/20_buffers/20_replay.ipynb #2d4d21ce
 class Replay(Buffer):
     "The last `size` transitions of N worlds"
-    sample: Callable[..., Batch]; gather: Callable[[np.ndarray], Batch]; update: Callable[[Any, Any], None]
-    scratch: Any; low: int       # the oldest row that may be drawn
-    _book: Callable[[int, int], None]; _frame: Callable[[], None]; _fold: Callable[..., tuple]
+    sample: Callable[..., Batch]; gather: Callable[[Any], Batch]
+    scratch: Any; low: int; np: Batch; flat: Batch; held: Batch; link: Any       # low: the oldest row that may be drawn
+    _book: Callable[[int, int], None]; _frame: Callable[[], None]; _fold: Callable[..., tuple]; _room: Callable[[str, int], None]
     obs_at: Callable[..., Any]; obs_after: Callable[..., Any]; after: Callable[..., Any]; _newest: Callable[..., Any]; _joined: Callable[..., Any]
 
     def __init__(self, size: int, env: Any, gamma: float = .99, n_step: int = 1, seed: int = 0, starts: int = 1,
@@ -64,12 +64,7 @@ class Replay(Buffer):
         self.gamma, self.n_step, self.starts, (self.k, self.axis) = gamma, n_step, starts, frames or (0, 0)
         self.spec, self.extra = _spec(env, frames, extra), tuple(extra)
         self.sampler, self.relabel = sampler or Uniform(seed), relabel
-        each, beside = sum(bytes_of(self.spec).values()) + 8, sum(getattr(x, 'each', 0) for x in (self.sampler, relabel))
-        if memmap: fits(self.M, each, free_bytes(memmap))
-        fits(self.M, each*(not memmap) + beside, free_memory())
-        made = lambda spec: mapped(spec, memmap, self.R, n) if memmap else alloc(spec, self.R, n)
-        self.np, self.link = made(self.spec), made(((), np.dtype(np.int64)))
-        self.flat, self.data = self.np.map(lambda x: x.reshape(self.M, *x.shape[2:])), tensors(self.np)
+        self._room(memmap, sum(getattr(x, 'each', 0) for x in (self.sampler, relabel)))
         self.hops, self.powers = n*np.arange(n_step)[:, None], np.float32(gamma)**np.arange(n_step + 1, dtype=np.float32)
         self.t, self.written, self.booked, self.seen, self.fresh, self.holes = 0, 0, 0, 0, 0, False
         self.begun = np.zeros(n, np.int64)                      # first row of each running episode
@@ -77,6 +72,21 @@ class Replay(Buffer):
         self.ends, self.scratch = Ends(self.spec['obs']), np.zeros((n, *env.obs_space.shape), self.spec['obs'][1]) if frames else None
         self.sampler.attach(self)
         if relabel is not None: relabel.attach(self)
+
+    def update(self, row: Any, err: Any) -> None:
+        "Tell the sampler how wrong the learner was about these transitions"
+        self.sampler.update(row, err)
+
+# %% ../../nbs/20_buffers/20_replay.ipynb #5975620e
+@patch
+def _room(self: Replay, folder: str, beside: int) -> None:           # beside: bytes of a transition that others keep of it
+    "Take the memory for all rows, in a file of this folder if one is named"
+    each = sum(bytes_of(self.spec).values()) + 8
+    if folder: fits(self.M, each, free_bytes(folder))
+    fits(self.M, each*(not folder) + beside, free_memory())
+    made = lambda spec: mapped(spec, folder, self.R, self.num_envs) if folder else alloc(spec, self.R, self.num_envs)
+    self.np, self.link = made(self.spec), made(((), np.dtype(np.int64)))
+    self.flat, self.held, self.data = self.np.map(lambda x: x.reshape(self.M, *x.shape[2:])), self.np, tensors(self.np)
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #ad8ea3d1
 @patch(as_prop=True)
@@ -113,8 +123,7 @@ def _newest(self: Replay, obs: Any) -> Any:
 @patch
 def _joined(self: Replay, frames: list[np.ndarray]) -> np.ndarray:
     "Stacks of frames, oldest first"
-    x = np.stack(frames, 1 if self.axis == 0 else -2)
-    return x.reshape(len(x), *self.scratch.shape[1:])
+    return np.stack(frames, 1 if self.axis == 0 else -2).reshape(len(frames[0]), *self.scratch.shape[1:])
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #296e58d3
 @patch
@@ -231,15 +240,9 @@ def gather(self: Replay, f: np.ndarray) -> Batch:
 @patch
 def sample(self: Replay, n: int, progress: float = 0.) -> Batch:
     "n transitions as tensors, with their weight and their number (`row`)"
-    from torch import from_numpy
     f, weight = self.sampler.draw(n, progress)
-    b = Batch(self.gather(f), weight=weight, row=f).map(from_numpy)
+    b = tensors(Batch(self.gather(f), weight=weight, row=f))
     return b if self.device == 'cpu' else b.to(self.device)
-
-@patch
-def update(self: Replay, row: Any, err: Any) -> None:
-    "Tell the sampler how wrong the learner was about these transitions"
-    self.sampler.update(row, err)
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #63617b72
 _COUNTS = ('t', 'written', 'booked', 'seen', 'fresh', 'holes')
@@ -259,7 +262,7 @@ def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
     "Copies of rows a … b−1; `end.…` holds the true successors of each row from its left, as many as the row with the most has"
     if a < self.kept: raise BadInput('rows', f'{a} is gone', f'{self.kept} is the oldest that is here')
     i = np.arange(a, b) % self.R
-    out, mine = {k: v[i] for k, v in leaves(self.np)}, self.link[i] > 0
+    out, mine = {k: host(v[i]) for k, v in leaves(self.held)}, self.link[i] > 0
     r, e = mine.nonzero()
     left = (np.cumsum(mine, 1) - 1)[r, e]
     for k, v in leaves(dict(end=self.ends.at(self.link[i][r, e]))):
@@ -272,9 +275,8 @@ def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
 def put(self: Replay, a: int, rows: dict[str, np.ndarray]) -> None:
     "Fill rows a … in again; those older than `kept` are passed over"
     skip = max(self.kept - a, 0)
-    t = np.arange(a + skip, a + len(rows['reward']))
-    mine = rows['ended'][skip:]
-    for k, v in leaves(self.np): v[t % self.R] = rows[k][skip:]
+    t, mine = np.arange(a + skip, a + len(rows['reward'])), rows['ended'][skip:]
+    for k, v in leaves(self.held): place(v, t % self.R, rows[k][skip:])
     self.link[t % self.R] = 0
     r, e = mine.nonzero()
     left = (np.cumsum(mine, 1) - 1)[r, e]
