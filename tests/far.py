@@ -103,6 +103,7 @@ def apart(a, b) -> float:
 def report(name: str) -> dict:
     "What came of a case"
     from rlnb.runs.ckpt import load_state, save_state
+    from rlnb.train.episode import opinion
     here, there, first = learned(made(name, 'cpu'), 6), learned(made(name, FAR), 3), made(name, FAR)
     with tempfile.TemporaryDirectory() as d:
         save_state(Path(d)/'3', there.state_dict())
@@ -115,8 +116,10 @@ def report(name: str) -> dict:
         home.load_state_dict(load_state(Path(d)/'6'))
     held = [*there.agent.state_dict().values(), *(x for o in there.agent.opts.values() for x in (o.vec, o.grad, o.m, o.v, o.step))]
     for o in there.agent.opts.values(): o.check()
+    thought = [opinion(t.agent, here.collector.obs, here.collector.memory) for t in (here, there)]
     ring = sorted({x.device.type for x in there.buffer.there.values() if hasattr(x, 'device')}) if hasattr(there.buffer, 'there') else None
-    return dict(name=name, where=sorted({x.device.type for x in held}), ring=ring, apart=apart(here.agent, there.agent), moved=apart(first.agent, there.agent),
+    other = max((float(abs(thought[1][k] - x).max()) for k, x in thought[0].items()), default=0.)
+    return dict(name=name, where=sorted({x.device.type for x in held}), ring=ring, opinion=other, apart=apart(here.agent, there.agent), moved=apart(first.agent, there.agent),
                 resumed=apart(there.agent, again.agent), home=apart(there.agent, home.agent), metrics=sorted(there.metrics) == sorted(here.metrics))
 
 

@@ -36,6 +36,7 @@ def test_learns_over_there_what_it_learns_here(found, name):
     f = found[name]
     assert 'error' not in f, f['error']
     assert f['where'] == ['hpu'] and f['metrics'] and f['moved'] > 1e-4
+    assert f['opinion'] < 1e-4                                                     # what a policy thinks, when it is asked there
     assert f['apart'] < 1e-5 and f['resumed'] == 0 and f['home'] == 0
     on_host = name.startswith(('ppo', 'a2c', 'pqn')) or name.endswith('_her')      # rollouts, and hindsight
     assert f['ring'] == (None if on_host else ['hpu'])

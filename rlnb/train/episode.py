@@ -34,15 +34,15 @@ def opinion(agent: Any, obs: Any, memory: tuple[Any, ...] = ()) -> dict[str, Any
         elif hasattr(pi, 'probs'): seen = dict(p=pi.probs)
         elif hasattr(pi, 'logits'): seen = dict(p=pi.logits.sigmoid())
         else: seen = dict(mean=pi.mode, std=getattr(pi, 'base', pi).log_std.exp())
-        return {k: v[0].numpy() for k, v in dict(seen, entropy=pi.entropy()).items()}
+        return {k: v[0].cpu().numpy() for k, v in dict(seen, entropy=pi.entropy()).items()}
 
 def _head(agent: Any, obs: Any, memory: tuple[Any, ...]) -> Any:
     "The distribution over actions, where the agent has one"
     if isinstance(agent, ActorCritic):
         mask = {k: v for k, v in obs.items() if k == 'action_mask'} if isinstance(obs, dict) else {}
         x = Batch(memory=memory[0], **mask) if memory else agent.see(obs)
-        return agent.pi(tensors(Batch(x) if isinstance(x, dict) else x))
-    if isinstance(agent, SAC): return agent.policy(tensors(seen(obs)))
+        return agent.pi(Batch(x=Batch(x) if isinstance(x, dict) else x).to(agent.device).x)
+    if isinstance(agent, SAC): return agent.policy(Batch(x=seen(obs)).to(agent.device).x)
     return Categorical(tensors(agent.logits(seen(obs)))) if isinstance(agent, SACDiscrete) else None
 
 # %% ../../nbs/50_train/88_episode.ipynb #fc67aae6
