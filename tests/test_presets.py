@@ -104,3 +104,29 @@ def test_other_versions_and_missing_seeds_are_named(monkeypatch, tmp_path):
     learn.RESULTS.write_text('\n'.join(map(json.dumps, rows)) + '\n', encoding='utf-8')
     text, well = learn.table(learn.done())
     assert 'missing: 1 2' in text and '1 of 3' in text and well
+
+
+@pytest.mark.parametrize('says,carried', [({}, True), ({'here': '4000 abd'}, False), ({'before': ''}, False), ({'of before': 'other'}, False)],
+                         ids=['the same', 'other numbers', 'it fails', 'older still'])
+def test_rows_are_carried_only_where_nothing_changed(says, carried, monkeypatch, tmp_path):
+    "Two checkouts that compute the same share their rows; one number that differs, or a checkout that says nothing, and they don't"
+    c = learn.Cell('dqn', 'CartPole-v1', 50_000, 475)
+    rows = [dict(agent='dqn', world='CartPole-v1', steps=50_000, seed=k, version='old', final=dict(mean=500. - k)) for k in range(3)]
+    kept = [rows[0] | dict(version='new', final=dict(mean=1.)), rows[1] | dict(world='Acrobot-v1')]
+    (path := tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows + kept)) + '\n')
+    answers = {'of before': 'old', 'before': '4000 abc', 'here': '4000 abc'} | says
+    monkeypatch.setattr(learn, 'version', lambda c: 'new')
+    monkeypatch.setattr(learn, 'said', lambda where, code, c: answers['of before' if code != learn.PROOF else 'before' if where == 'DIR' else 'here'])
+    before = path.read_text()
+    learn.carry(path, [c], 'DIR')
+    assert path.read_text().startswith(before)
+    new = [json.loads(s) for s in path.read_text()[len(before):].splitlines()]
+    assert new == [r | dict(version='new', carried=dict(version='old', steps=4000)) for r in rows[1:]]*carried      # seed 0 has a row of its own
+
+
+def test_the_proof_sees_a_number_that_differs(tmp_path):
+    "The program that both checkouts run, on this one, and on one whose gamma is another"
+    c = learn.Cell('dqn', 'CartPole-v1', 50_000, 475)
+    same, other = learn.said(str(learn.ROOT), learn.PROOF, c), learn.said(str(learn.ROOT), learn.PROOF, c._replace(change=(('gamma', .98),)))
+    assert same and other and same != other and same == learn.said(str(learn.ROOT), learn.PROOF, c)
+    assert learn.said(str(learn.ROOT), 'raise SystemExit(1)', c) == ''
