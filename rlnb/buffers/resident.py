@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['apart', 'free_on', 'Resident', 'Priorities', 'kinds']
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #13673aeb
+# %% ../../nbs/20_buffers/45_resident.ipynb #40975449
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..core.batch import Batch
 from ..core.errors import BadInput
 from ..core.schedule import at
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #15adfa58
+# %% ../../nbs/20_buffers/45_resident.ipynb #e08b1535
 def apart(device: str) -> bool:
     "Has this device memory of its own?"
     return device.split(':')[0] not in ('cpu', 'mps')
@@ -31,7 +31,7 @@ def free_on(device: str) -> int:
     "Bytes that are free there; where it can't be asked, in this machine"
     return torch.cuda.mem_get_info(device)[0] if device.startswith('cuda') else free_memory()
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #3ed381a4
+# %% ../../nbs/20_buffers/45_resident.ipynb #89e49f84
 _ACCOUNTS, _LINK = ('reward', 'terminated', 'truncated', 'valid', 'age'), ((), np.dtype(np.int64))
 
 def _desk(spec: Any, rows: int, n: int) -> Any:
@@ -53,7 +53,7 @@ class Resident(Replay):
         self.steps, self.scale = (torch.from_numpy(x).to(self.device) for x in (self.hops, self.powers))
         self._enqueue()
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #5aa63121
+# %% ../../nbs/20_buffers/45_resident.ipynb #26f82a30
 @patch
 def _room(self: Resident, folder: str, beside: int) -> None:           # beside: bytes of a transition that the sampler keeps of it
     "Take the memory for all rows, most of it there"
@@ -70,7 +70,7 @@ def _room(self: Resident, folder: str, beside: int) -> None:           # beside:
     desk, rows = ({k: x[k] for k in spec if k not in here} for x in (self.np, self.data))
     self.pairs = [(there, row) for (_, there), (_, row) in zip(leaves(rows), leaves(desk))]
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #9548687f
+# %% ../../nbs/20_buffers/45_resident.ipynb #10d528c7
 @patch
 def _send(self: Resident, i: int) -> None:
     "The written row to where row i lies"
@@ -102,7 +102,7 @@ def close(self: Resident, obs: Any) -> None:
     self._send(self.written % self.R)
     self._account(np.arange(a, self.written))
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #b224dfcc
+# %% ../../nbs/20_buffers/45_resident.ipynb #052b8a2c
 @patch
 def end(self: Resident, t: int, rows: Any, next_obs: Any) -> None:
     "Keep the true successors of rows whose episode ended at t"
@@ -125,7 +125,7 @@ def put(self: Resident, a: int, rows: dict[str, np.ndarray]) -> None:
     self._account(np.arange(max(a, self.kept), a + len(rows['reward'])))
     self._enqueue()
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #56cf33ae
+# %% ../../nbs/20_buffers/45_resident.ipynb #11ee82ee
 def _at(x: Any, i: Tensor) -> Any: return x.at(i) if isinstance(x, Batch) else x[i]
 
 def _chosen(hit: Tensor, x: Any, y: Any) -> Any:
@@ -146,7 +146,7 @@ def _stack(self: Resident, f: Tensor, k: int, *newest: Tensor) -> Tensor:
     frames = [self.there.obs[(f - self.num_envs*age.clamp(max=i)) % self.M] for i in range(k)[::-1]]
     return torch.stack([*frames, *newest], 1 if self.axis == 0 else -2).reshape(len(f), *self.scratch.shape[1:])
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #e7844dfa
+# %% ../../nbs/20_buffers/45_resident.ipynb #81bbd7b6
 def _answer(ring: Resident, f: Any, told: Callable[[Tensor], Any]) -> Any:
     "As it was asked: tensors for a tensor, arrays for an array"
     if isinstance(f, Tensor): return told(f)
@@ -163,7 +163,7 @@ def obs_after(self: Resident, last: Any) -> Any:
     "What was seen after these rows"
     return _answer(self, last, lambda f: self._stack(f, self.k - 1, self._after(f)) if self.k else self._after(f))
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #cad2d631
+# %% ../../nbs/20_buffers/45_resident.ipynb #ed37bb1d
 @patch
 def gather(self: Resident, f: Tensor) -> Batch:
     "These transitions: obs, act, n-step reward, discount, next_obs, and what else travels"
@@ -184,7 +184,7 @@ def sample(self: Resident, n: int, progress: float = 0.) -> Batch:
     f, weight = (torch.as_tensor(x).to(self.device) for x in self.sampler.draw(n, progress))
     return Batch(self.gather(f), weight=weight, row=f)
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #49a700d8
+# %% ../../nbs/20_buffers/45_resident.ipynb #0db961fc
 class _Whole:
     "Non-negative numbers on a device, found by their running sum, all of it made anew"
     def __init__(self, n: int, device: str): self.held = torch.zeros(n, device=device)
@@ -198,7 +198,7 @@ class _Whole:
         u = torch.minimum(torch.from_numpy(x).to(edge.device)*edge[-1], edge[-1].nextafter(edge[-1].new_zeros(())))
         return torch.searchsorted(edge, u, right=True)
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #cf3f1520
+# %% ../../nbs/20_buffers/45_resident.ipynb #9884c239
 class Priorities(Prioritised):
     "Prioritised replay whose priorities stay on the device"
     each, peak = 4, torch.tensor(1.)
@@ -229,7 +229,7 @@ class Priorities(Prioritised):
         self.sums.held[i] = torch.where(here & p.isfinite(), p, self.sums.held[i])
         self.peak = torch.maximum(self.peak, torch.where(here, p, 0.).max())
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #74255c07
+# %% ../../nbs/20_buffers/45_resident.ipynb #20ab70b3
 def kinds(device: str, *hosts: Any) -> tuple[type[Replay], type[Prioritised]]:      # hosts: what would keep them here, if there is any
     "The ring and the priorities for a device"
     return (Resident, Priorities) if apart(device) and not any(hosts) else (Replay, Prioritised)

@@ -44,8 +44,8 @@ def free_memory(container: Path = Path('/sys/fs/cgroup')) -> int:
 def fits(size: int, each: int, free: int, where: str = '') -> None:
     "Refuse `size` transitions of `each` bytes if they are more than is free"
     if size*each <= free: return
-    there = f' on {where}' if where else ''
-    raise BadInput('buffer_size', f'{size} transitions need {si(size*each)}B, and {si(free)}B are free{there}', f'at most {int(.9*free)//each}')
+    there, way = (f' on {where}', 'with memmap, a file here, or ') if where else ('', '')
+    raise BadInput('buffer_size', f'{size} transitions need {si(size*each)}B, and {si(free)}B are free{there}', f'{way}at most {int(.9*free)//each}')
 
 # %% ../../nbs/20_buffers/15_store.ipynb #3c3ec6f2
 def mapped(spec: Any, folder: str, *lead: int) -> Any:
