@@ -3162,5 +3162,6 @@ d = { 'settings': { 'branch': 'main',
                             'rlnb.verbs.brief': ('verbs.html#brief', 'rlnb/verbs.py'),
                             'rlnb.verbs.changes_of': ('verbs.html#changes_of', 'rlnb/verbs.py'),
                             'rlnb.verbs.command': ('verbs.html#command', 'rlnb/verbs.py'),
+                            'rlnb.verbs.elsewhere': ('verbs.html#elsewhere', 'rlnb/verbs.py'),
                             'rlnb.verbs.out': ('verbs.html#out', 'rlnb/verbs.py'),
                             'rlnb.verbs.run_of': ('verbs.html#run_of', 'rlnb/verbs.py')}}}

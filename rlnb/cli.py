@@ -17,7 +17,7 @@ from typing import Any
 from .core.errors import BadInput, RlnbError, did_you_mean, exit_code, plain
 from .core.text import ascii_safe, slug
 from .runs.run import Run
-from .verbs import ALLOW, ROOT, RUN, VERBS, changes_of, command, out, run_of
+from .verbs import ALLOW, ROOT, RUN, VERBS, changes_of, command, elsewhere, out, run_of
 
 # %% ../nbs/98_cli.ipynb #7cdef3fa
 @command('say what is installed, what is missing and how to get it, and what this machine has')
@@ -87,7 +87,7 @@ def _one(exp: Any, a: argparse.Namespace, name: str) -> dict[str, Any]:
     run = run or folder_for(exp, a.root, name)
     if a.detach:
         start(run, None, False, a.episodes, a.allow_import)
-        if not a.json: out(f'{run.name} trains in a process of its own: rlnb watch {run.name} --root {plain(a.root)}')
+        if not a.json: out(f'{run.name} trains in a process of its own: rlnb watch {run.name}{elsewhere(a.root)}')
         return dict(run=run.name, phase=run.phase, steps=0, _code=0)
     fit(run, None, a.episodes, [] if a.json else [Progress()], trainer=t, allow=a.allow_import)
     return ended(run, a)

@@ -28,6 +28,7 @@ from .live import LiveChart, at_once
 from .panes import PANES, marks, returns
 from .twin import Twin
 from ..runs.run import Run, find
+from ..runs.state import LIVE
 from ..train.experiment import find_agent
 from ..train.guard import Card
 from ..train.steer import live
@@ -104,10 +105,11 @@ def _setter(self: Monitor) -> tuple[Any, Any, Any]:
 
 @patch
 def _foot(self: Monitor) -> Html:
-    "The way round a busy kernel"
+    "The way round a busy kernel: the verb that this phase asks for"
     name, root = shlex.quote(self.run.name), shlex.quote(str(self.run.path.parent))
-    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb stop {name} --root {root}'), \
-        '. Buttons that are marked as broken belong to a kernel that is gone: run this cell again, the run goes on.'
+    verb = 'stop' if (phase := self.feed.state['phase']) in LIVE else 'report' if phase == 'finished' else 'resume'
+    words = 'A cell is running and a button waits for it? In a terminal: ', el('code', f'rlnb {verb} {name} --root {root}'), \
+        '. Buttons that are marked as broken belong to a kernel that is gone: run this cell again', '.' if verb != 'stop' else ', the run goes on.'
     return page(el('div', *words, cls='rlnb-dim'), self.curve.words())
 
 # %% ../../nbs/80_panels/40_monitor.ipynb #2666b119

@@ -213,9 +213,10 @@ def fail(self: Life, e: BaseException) -> None:
 @patch
 def close(self: Life) -> None:
     "Let go of ranks, worlds and files"
-    parted(self.t)
-    if hasattr(self, 'saver'): self.saver.tape.close()
-    self.events.close()
+    try: parted(self.t)
+    finally:
+        if hasattr(self, 'saver'): self.saver.tape.close()
+        self.events.close()
 
 # %% ../../nbs/50_train/50_session.ipynb #c8e43bfe
 def deadline_of(environ: Any = os.environ) -> float:
