@@ -114,9 +114,11 @@ def state_dict(self: Prioritised) -> dict:
 
 @patch
 def load_state_dict(self: Prioritised, d: dict) -> None:
-    "Go on from there"
-    n = self.ring.num_envs
+    "Go on from there; where priorities were kept of none, all rows are new"
+    n, first = self.ring.num_envs, int(d.get('low', 0))
     self.attach(self.ring)
-    self.top, self.low, self.high = float(d['top']), int(d['low']), int(d['high'])
-    if self.high > self.low: self.sums.set(np.arange(self.low*n, self.high*n) % self.ring.M, np.asarray(d['priority'], np.float64))
+    self.top, self.high = float(d.get('top', 1.)), int(d.get('high', 0))
+    self.low = max(first, min(self.ring.low, self.high))                   # a smaller ring has forgotten the others
+    p = np.asarray(d.get('priority', ()), np.float64)[(self.low - first)*n:]
+    if len(p): self.sums.set(np.arange(self.low*n, self.high*n) % self.ring.M, p)
     set_generator_state(self.rng, d['rng'])

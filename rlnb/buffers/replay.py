@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .rollout import Buffer, alloc, row_spec, tensors
-from .store import Ends, bytes_of, fits, free_memory, host, leaves, mapped, named, pick, place
+from .store import Ends, bytes_of, fits, free_memory, leaves, mapped, named, pick, place, span
 from ..core.batch import Array, Batch
 from ..core.errors import BadInput
 from ..core.io import free_bytes
@@ -58,7 +58,7 @@ class Replay(Buffer):
                  frames: tuple[int, int] | None = None,    # (how many are stacked, along which axis of an observation: 0 or -1)
                  sampler: Any = None, relabel: Any = None, memmap: str = '', device: str = 'cpu', **extra: tuple):
         n = env.num_envs
-        if size < n: raise BadInput('buffer_size', f'{size} for {n} worlds', f'at least {n}')
+        if size < (least := n*(frames or [1])[0]): raise BadInput('buffer_size', f'{size} for {n} worlds', f'at least {least}')
         if n_step < 1: raise BadInput('n_step', f'{n_step}', 'at least 1')
         self.num_envs, self.T, self.R, self.M, self.device = n, size//n, size//n + 1, (size//n + 1)*n, device
         self.gamma, self.n_step, self.starts, (self.k, self.axis) = gamma, n_step, starts, frames or (0, 0)
@@ -73,9 +73,7 @@ class Replay(Buffer):
         self.sampler.attach(self)
         if relabel is not None: relabel.attach(self)
 
-    def update(self, row: Any, err: Any) -> None:
-        "Tell the sampler how wrong the learner was about these transitions"
-        self.sampler.update(row, err)
+    def update(self, row: Any, err: Any) -> None: self.sampler.update(row, err)         # how wrong the learner was about these
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #5975620e
 @patch
@@ -101,8 +99,9 @@ def low(self: Replay) -> int:
 
 @patch(as_prop=True)
 def ready(self: Replay) -> bool:
-    "`starts` transitions have been seen"
-    return self.seen >= max(self.starts, 1)
+    "`starts` transitions have been seen, and there is one to draw"
+    here = not self.holes or np.count_nonzero(self.np.valid) > np.count_nonzero(self.np.valid[self.written % self.R])
+    return bool(here and self.seen >= max(self.starts, 1))
 
 # %% ../../nbs/20_buffers/20_replay.ipynb #705e35dd
 def _single(space: Any, k: int, axis: int) -> tuple:
@@ -262,7 +261,7 @@ def rows(self: Replay, a: int, b: int) -> dict[str, np.ndarray]:
     "Copies of rows a … b−1; `end.…` holds the true successors of each row from its left, as many as the row with the most has"
     if a < self.kept: raise BadInput('rows', f'{a} is gone', f'{self.kept} is the oldest that is here')
     i = np.arange(a, b) % self.R
-    out, mine = {k: host(v[i]) for k, v in leaves(self.held)}, self.link[i] > 0
+    out, mine = {k: span(v, a, b) for k, v in leaves(self.held)}, self.link[i] > 0
     r, e = mine.nonzero()
     left = (np.cumsum(mine, 1) - 1)[r, e]
     for k, v in leaves(dict(end=self.ends.at(self.link[i][r, e]))):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['apart', 'free_on', 'Resident', 'Priorities', 'kinds']
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #40975449
+# %% ../../nbs/20_buffers/45_resident.ipynb #544a9b12
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -22,16 +23,18 @@ from ..core.batch import Batch
 from ..core.errors import BadInput
 from ..core.schedule import at
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #e08b1535
+# %% ../../nbs/20_buffers/45_resident.ipynb #e3a6425c
 def apart(device: str) -> bool:
     "Has this device memory of its own?"
     return device.split(':')[0] not in ('cpu', 'mps')
 
 def free_on(device: str) -> int:
-    "Bytes that are free there; where it can't be asked, in this machine"
-    return torch.cuda.mem_get_info(device)[0] if device.startswith('cuda') else free_memory()
+    "Bytes that are free there, what torch keeps for later included; where it can't be asked, in this machine"
+    if not device.startswith('cuda'): return free_memory()
+    gc.collect()                                              # a ring of before may still be there
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #89e49f84
+# %% ../../nbs/20_buffers/45_resident.ipynb #30132cbb
 _ACCOUNTS, _LINK = ('reward', 'terminated', 'truncated', 'valid', 'age'), ((), np.dtype(np.int64))
 
 def _desk(spec: Any, rows: int, n: int) -> Any:
@@ -44,22 +47,20 @@ def _desk(spec: Any, rows: int, n: int) -> Any:
 class Resident(Replay):
     "The last `size` transitions of N worlds, on a device"
     there: Batch; pairs: list[tuple[Tensor, np.ndarray]]; queue: Any
-    _send: Callable[[int], None]; _account: Callable[[Any], None]; _enqueue: Callable[[], None]
-    _stack: Callable[..., Tensor]; _after: Callable[[Tensor], Any]
+    _send: Callable[[int], None]; _account: Callable[[Any], None]; _enqueue: Callable[[], None]; _stack: Callable[..., Tensor]
 
     def __init__(self, *args: Any, **kw: Any):
         super().__init__(*args, **kw)
-        if self.relabel is not None: raise BadInput('her', 'exchanges goals on the host', 'Replay')
         self.steps, self.scale = (torch.from_numpy(x).to(self.device) for x in (self.hops, self.powers))
-        self._enqueue()
+        self.queue = None                                     # true successors there; None: to be sent whole
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #26f82a30
+# %% ../../nbs/20_buffers/45_resident.ipynb #e9746046
 @patch
 def _room(self: Resident, folder: str, beside: int) -> None:           # beside: bytes of a transition that the sampler keeps of it
     "Take the memory for all rows, most of it there"
-    if folder: raise BadInput('memmap', 'a file belongs to the host', 'Replay')
+    if folder or self.relabel is not None: raise BadInput('device', f'{self.device}: a file and hindsight belong to the host', 'a Replay')
     n, spec, here = self.num_envs, self.spec, {k: s for k, s in self.spec.items() if k in _ACCOUNTS}
-    fits(self.M, sum(bytes_of(spec).values()) + 8 + beside, free_on(self.device), self.device)
+    fits(self.M, sum(bytes_of(spec).values()) + 8 + beside, int(.9*free_on(self.device)), self.device)       # networks want some too
     fits(self.M, sum(bytes_of(here).values()) + 8, free_memory())
     self.link = alloc(_LINK, self.R, n)
     self.np = Batch({k: (alloc if k in here else _desk)(s, self.R, n) for k, s in spec.items()})
@@ -70,17 +71,19 @@ def _room(self: Resident, folder: str, beside: int) -> None:           # beside:
     desk, rows = ({k: x[k] for k in spec if k not in here} for x in (self.np, self.data))
     self.pairs = [(there, row) for (_, there), (_, row) in zip(leaves(rows), leaves(desk))]
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #10d528c7
+# %% ../../nbs/20_buffers/45_resident.ipynb #4d24163c
 @patch
 def _send(self: Resident, i: int) -> None:
     "The written row to where row i lies"
-    for there, here in self.pairs: there[i].copy_(torch.from_numpy(here[i]))
+    for there, here in self.pairs: there[i].copy_(torch.from_numpy(here[i]), non_blocking=True)
 
 @patch
 def _account(self: Resident, rows: Any) -> None:
     "What the host knows of these rows"
     i = np.asarray(rows) % self.R
-    for k, here in (*((k, self.np[k]) for k in self.flat), ('link', self.link)): self.data[k][i] = torch.from_numpy(here[i]).to(self.device)
+    j = torch.from_numpy(i).to(self.device)
+    for k, here in dict(self.np, link=self.link).items():
+        if k in self.flat or k == 'link': self.data[k][j] = torch.from_numpy(here[i]).to(self.device)
 
 @patch
 def _enqueue(self: Resident) -> None:
@@ -102,15 +105,16 @@ def close(self: Resident, obs: Any) -> None:
     self._send(self.written % self.R)
     self._account(np.arange(a, self.written))
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #052b8a2c
+# %% ../../nbs/20_buffers/45_resident.ipynb #bc0f2f3d
 @patch
 def end(self: Resident, t: int, rows: Any, next_obs: Any) -> None:
     "Keep the true successors of rows whose episode ended at t"
+    room = len(self.ends.row)
     super(Resident, self).end(t, rows, next_obs)
-    i = self.link[(self.written + t - self.t) % self.R, rows] % len(self.ends.row)
-    for (_, there), (_, here) in zip(leaves(dict(o=self.queue)), leaves(dict(o=self.ends.obs))):
-        if len(there) != len(here): return self._enqueue()
-        there[i] = torch.from_numpy(here[i]).to(self.device)
+    if len(self.ends.row) != room: self.queue = None
+    if self.queue is None: return
+    i = self.link[(self.written + t - self.t) % self.R, rows] % room
+    for (_, there), (_, here) in zip(leaves(dict(o=self.queue)), leaves(dict(o=self.ends.obs))): there[i] = torch.from_numpy(here[i]).to(self.device)
 
 @patch
 def cut(self: Resident, obs: Any) -> None:
@@ -123,9 +127,9 @@ def put(self: Resident, a: int, rows: dict[str, np.ndarray]) -> None:
     "Fill rows a … in again"
     super(Resident, self).put(a, rows)
     self._account(np.arange(max(a, self.kept), a + len(rows['reward'])))
-    self._enqueue()
+    self.queue = None
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #11ee82ee
+# %% ../../nbs/20_buffers/45_resident.ipynb #a27411ca
 def _at(x: Any, i: Tensor) -> Any: return x.at(i) if isinstance(x, Batch) else x[i]
 
 def _chosen(hit: Tensor, x: Any, y: Any) -> Any:
@@ -134,10 +138,12 @@ def _chosen(hit: Tensor, x: Any, y: Any) -> Any:
     return torch.where(hit.reshape(-1, *[1]*(x.ndim - 1)), x, y)
 
 @patch
-def _after(self: Resident, last: Tensor) -> Any:
+def after(self: Resident, last: Tensor, part: str = '') -> Any:
     "What was seen after these rows, in truth"
+    if self.queue is None: self._enqueue()
+    whole, ends = (x[part] if part else x for x in (self.there.obs, self.queue))
     number = self.there.link[last % self.M]
-    return _chosen(number > 0, _at(self.queue, number % len(self.ends.row)), _at(self.there.obs, (last + self.num_envs) % self.M))
+    return _chosen(number > 0, _at(ends, number % len(self.ends.row)), _at(whole, (last + self.num_envs) % self.M))
 
 @patch
 def _stack(self: Resident, f: Tensor, k: int, *newest: Tensor) -> Tensor:
@@ -146,11 +152,11 @@ def _stack(self: Resident, f: Tensor, k: int, *newest: Tensor) -> Tensor:
     frames = [self.there.obs[(f - self.num_envs*age.clamp(max=i)) % self.M] for i in range(k)[::-1]]
     return torch.stack([*frames, *newest], 1 if self.axis == 0 else -2).reshape(len(f), *self.scratch.shape[1:])
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #81bbd7b6
+# %% ../../nbs/20_buffers/45_resident.ipynb #930a5c86
 def _answer(ring: Resident, f: Any, told: Callable[[Tensor], Any]) -> Any:
     "As it was asked: tensors for a tensor, arrays for an array"
     if isinstance(f, Tensor): return told(f)
-    x = told(torch.from_numpy(f).to(ring.device))
+    x = told(torch.tensor(f, device=ring.device))
     return x.numpy() if isinstance(x, Batch) else x.cpu().numpy()
 
 @patch
@@ -161,9 +167,9 @@ def obs_at(self: Resident, f: Any) -> Any:
 @patch
 def obs_after(self: Resident, last: Any) -> Any:
     "What was seen after these rows"
-    return _answer(self, last, lambda f: self._stack(f, self.k - 1, self._after(f)) if self.k else self._after(f))
+    return _answer(self, last, lambda f: self._stack(f, self.k - 1, self.after(f)) if self.k else self.after(f))
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #ed37bb1d
+# %% ../../nbs/20_buffers/45_resident.ipynb #974f60d0
 @patch
 def gather(self: Resident, f: Tensor) -> Batch:
     "These transitions: obs, act, n-step reward, discount, next_obs, and what else travels"
@@ -181,10 +187,10 @@ def gather(self: Resident, f: Tensor) -> Batch:
 @patch
 def sample(self: Resident, n: int, progress: float = 0.) -> Batch:
     "n transitions, with their weight and their number (`row`)"
-    f, weight = (torch.as_tensor(x).to(self.device) for x in self.sampler.draw(n, progress))
+    f, weight = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in self.sampler.draw(n, progress))
     return Batch(self.gather(f), weight=weight, row=f)
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #0db961fc
+# %% ../../nbs/20_buffers/45_resident.ipynb #ad394e28
 class _Whole:
     "Non-negative numbers on a device, found by their running sum, all of it made anew"
     def __init__(self, n: int, device: str): self.held = torch.zeros(n, device=device)
@@ -196,13 +202,13 @@ class _Whole:
     def find(self, x: np.ndarray) -> Tensor:
         edge = self.held.cumsum(0, dtype=torch.float64)
         u = torch.minimum(torch.from_numpy(x).to(edge.device)*edge[-1], edge[-1].nextafter(edge[-1].new_zeros(())))
-        return torch.searchsorted(edge, u, right=True)
+        return torch.searchsorted(edge, u, right=True).clamp(max=len(edge) - 1)       # no index may ever lead out: on a GPU it would end the process
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #9884c239
+# %% ../../nbs/20_buffers/45_resident.ipynb #63b6a6ec
 class Priorities(Prioritised):
     "Prioritised replay whose priorities stay on the device"
-    each, peak = 4, torch.tensor(1.)
-    sums: Any
+    each = 20                                                 # four bytes kept, the others while all are added up
+    sums: Any; peak: Tensor
 
     def attach(self, ring: Any) -> None:
         self.ring, self.sums, self.peak = ring, _Whole(ring.M, ring.device), self.peak.to(ring.device)
@@ -229,7 +235,7 @@ class Priorities(Prioritised):
         self.sums.held[i] = torch.where(here & p.isfinite(), p, self.sums.held[i])
         self.peak = torch.maximum(self.peak, torch.where(here, p, 0.).max())
 
-# %% ../../nbs/20_buffers/45_resident.ipynb #20ab70b3
+# %% ../../nbs/20_buffers/45_resident.ipynb #2e2d78fd
 def kinds(device: str, *hosts: Any) -> tuple[type[Replay], type[Prioritised]]:      # hosts: what would keep them here, if there is any
     "The ring and the priorities for a device"
     return (Resident, Priorities) if apart(device) and not any(hosts) else (Replay, Prioritised)

@@ -170,4 +170,7 @@ def emergency(self: Checkpoint, cause: str) -> str:
     state, facts, buffer, row = self.good
     self.good = None
     if buffer.written and buffer.kept > (self.tape.segments.last if self.tape.segments else 0): return ''      # rows of then are overwritten
-    return self.keeper.save(state, kind='emergency', cause=cause, resume=self.tier != 'boundary', **facts, **self.taped(buffer, row))
+    how = dict(resume=self.tier != 'boundary')
+    try: how |= self.taped(buffer, row)
+    except RuntimeError: how = dict(resume=False)                           # rows on a device that broke: the weights are here
+    return self.keeper.save(state, kind='emergency', cause=cause, **how, **facts)

@@ -199,8 +199,8 @@ def fail(self: Life, e: BaseException) -> None:
     "Leave a state to go on from, and say what happened"
     cause, step, kept = str(redact(one_line(e) if not isinstance(e, RlnbError) else str(e))), self.facts.get('step', 0), ''
     try:
-        if hasattr(self, 'saver'): self.saver.emergency(cause)
         write_text(self.run.path/'error.txt', str(redact(''.join(traceback.format_exception(e)))))
+        if hasattr(self, 'saver'): self.saver.emergency(cause)
         point = resume_point(self.run.path, weights=True)
         kept = point[0].name if point else ''
     except Exception as worse: cause += f' (and while that was written: {one_line(worse)})'
