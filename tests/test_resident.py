@@ -244,7 +244,7 @@ def test_nothing_is_drawn_where_nothing_is(kind, sampler):
 
 
 def test_fewer_rows_than_frames():
-    with pytest.raises(BadInput, match='buffer_size.*at least 8'): Replay(7, FrameStack(Scripted(2, picture=True), 4, axis=0), frames=(4, 0))
+    with pytest.raises(BadInput, match=r'buffer_size.*at least 8'): Replay(7, FrameStack(Scripted(2, picture=True), 4, axis=0), frames=(4, 0))
 
 
 def test_what_torch_keeps_is_free(monkeypatch):

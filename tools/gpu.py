@@ -1,6 +1,7 @@
-"""PPO on a GPU as one CUDA graph, where there is only torch, numpy and Gymnasium: `python tools/gpu.py --envs 4096 16384 65536 --json`
+"""PPO on a GPU as one CUDA graph, where there is only torch, numpy and Gymnasium: `python tools/gpu.py --envs 4096 16384 65536 --json`,
+and SAC and DQN: `python tools/gpu.py --memory --envs 1024 4096 --json`
 
-The page is nbs/50_train/85_graph.ipynb. The one thing it needs beside these three is fastcore's `patch`, which stands
+The pages are nbs/50_train/85_graph.ipynb and 86_graph_memory.ipynb. The one thing it needs beside these three is fastcore's `patch`, which stands
 here in short for a machine without it."""
 import functools
 import sys
@@ -24,5 +25,7 @@ if not util.find_spec('fastcore'):
     sys.modules['fastcore.basics'].patch = patch
 
 if __name__ == '__main__':
-    from rlnb.train.graph import main
-    sys.exit(main())
+    from importlib import import_module
+    memory = '--memory' in sys.argv
+    main = import_module('rlnb.train.graph_memory' if memory else 'rlnb.train.graph').main
+    sys.exit(main([x for x in sys.argv[1:] if x != '--memory']))

@@ -13,7 +13,6 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
-import psutil
 
 from .rollout import alloc
 from ..core.batch import Array, Batch
@@ -34,6 +33,7 @@ def bytes_of(spec: dict) -> dict[str, int]:
 # %% ../../nbs/20_buffers/15_store.ipynb #5c7d99ec
 def free_memory(container: Path = Path('/sys/fs/cgroup')) -> int:
     "Bytes that this process may still take"
+    import psutil
     free = psutil.virtual_memory().available
     try:
         most, used = (int((container/f'memory.{k}').read_text()) for k in ('max', 'current'))
