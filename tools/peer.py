@@ -1,4 +1,5 @@
-"Stable-Baselines3 with the settings of one of our presets, trained by its own loop and judged by ours"
+"""Stable-Baselines3 with the settings of one of our presets, trained by its own loop and judged by ours; where it lacks one of them (a second network
+that judges, for DQN), with those that its authors tuned for that world"""
 import hashlib
 import json
 import sys
@@ -6,6 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 import learn
+
+
+# hyperparams/dqn.yml of RL Baselines3 Zoo: one world, 64×64
+TUNED = {('dqn', 'CartPole-v1'): dict(learning_rate=2.5e-4, batch_size=512, buffer_size=100_000, learning_starts=0, gamma=.99, target_update_interval=5000,
+                                      train_freq=16, gradient_steps=4, exploration_fraction=.06, exploration_final_eps=.11)}
 
 
 def at(folder: str) -> str:
@@ -17,7 +23,8 @@ def at(folder: str) -> str:
 
 def version(c, theirs: str) -> str:
     "Their version and our settings: a row stays until one of them changes"
-    return f'{theirs}-{hashlib.sha256(json.dumps(learn.settings(c), sort_keys=True).encode()).hexdigest()[:8]}'
+    how = TUNED.get((c.agent, c.world)) or learn.settings(c)
+    return f'{theirs}-{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}'
 
 
 class Guest:
@@ -41,6 +48,9 @@ def trained(c, seed: int) -> Guest:
     from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.vec_env import VecNormalize
     torch.set_num_threads(1)
+    if tuned := TUNED.get((c.agent, c.world)):
+        model = getattr(stable_baselines3, c.agent.upper())('MlpPolicy', make_vec_env(c.world, 1, seed=seed), seed=seed, device='cpu', **tuned)
+        return Guest(model.learn(c.steps), lambda obs: obs)
     e = Experiment.from_dict({'agent': c.agent, 'env': c.world, **learn.settings(c), 'steps': c.steps, 'seed': seed})
     cfg, env = e.agent_cfg, make_vec_env(c.world, e.num_envs, seed=seed)
     norms = {k: True for k in ('norm_obs', 'norm_reward') if getattr(cfg, k, False)}

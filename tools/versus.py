@@ -1,4 +1,4 @@
-"""Do PPO, SAC and TD3 learn as well as Stable-Baselines3's? The same settings, fixed seeds, to be run again until nothing is missing:
+"""Do PPO, DQN, SAC and TD3 learn as well as Stable-Baselines3's? The same settings (DQN: each with its own), fixed seeds, to be run again until nothing is missing:
 `python tools/versus.py --sb3 DIR --minutes 40`
 
 A cell is a world, a seed and a side, and one line of results/versus.jsonl. Settings are our presets, in their words (`sb3_settings`). What is judged
@@ -19,6 +19,7 @@ from pages import ROOT
 RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', tuple(range(100, 110))
 CELLS = [learn.Cell('ppo', 'CartPole-v1', 100_000, 0, seeds=SEEDS), learn.Cell('ppo', 'Pendulum-v1', 100_000, 0, seeds=SEEDS),
          learn.Cell('ppo', 'LunarLander-v3', 300_000, 0, seeds=SEEDS),
+         learn.Cell('dqn', 'CartPole-v1', 100_000, 0, seeds=SEEDS),
          learn.Cell('sac', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3]), learn.Cell('sac', 'Hopper-v5', 100_000, 0, seeds=SEEDS[:3]),
          learn.Cell('sac', 'Pendulum-v1', 6_000, 0, seeds=SEEDS), learn.Cell('td3', 'Pendulum-v1', 8_000, 0, seeds=SEEDS),
          learn.Cell('td3', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3])]
