@@ -10,8 +10,8 @@ import learn
 
 
 # hyperparams/dqn.yml of RL Baselines3 Zoo: one world, 64×64
-TUNED = {('dqn', 'CartPole-v1'): dict(learning_rate=2.5e-4, batch_size=512, buffer_size=100_000, learning_starts=0, gamma=.99, target_update_interval=5000,
-                                      train_freq=16, gradient_steps=4, exploration_fraction=.06, exploration_final_eps=.11)}
+TUNED = {('dqn', 'CartPole-v1'): dict(learning_rate=2.5e-4, batch_size=512, buffer_size=100_000, learning_starts=0, gamma=.99, train_freq=16,
+                                      gradient_steps=4, target_update_interval=5000, exploration_fraction=.06, exploration_final_eps=.11)}
 
 
 def at(folder: str) -> str:

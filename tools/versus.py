@@ -1,5 +1,5 @@
-"""Do PPO, DQN, SAC and TD3 learn as well as Stable-Baselines3's? The same settings (DQN: each with its own), fixed seeds, to be run again until nothing is missing:
-`python tools/versus.py --sb3 DIR --minutes 40`
+"""Do PPO, DQN, SAC and TD3 learn as well as Stable-Baselines3's? The same settings (DQN: each with its own), fixed seeds, to be run again
+until nothing is missing: `python tools/versus.py --sb3 DIR --minutes 40`
 
 A cell is a world, a seed and a side, and one line of results/versus.jsonl. Settings are our presets, in their words (`sb3_settings`). What is judged
 is the last policy, greedy, over 100 episodes; the intervals are over seeds, and have to overlap. Their rows stay until their version or the settings
