@@ -175,6 +175,7 @@ AT_LOAD = CLOCKS | {
     't.agent.*.views*': 'act_fn: made at the first call',
     't.buffer.np.*': 'rows not yet written hold the last rollout (those written are compared in the state)',
     't.buffer.data.*': 'the same memory',
+    't.buffer.held.*': 'the same memory',
     't.buffer.slots.*': 'the same memory',
     't.buffer.seen*': 'the same memory',
     't.buffer.flat.*': 'the same memory',
