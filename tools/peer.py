@@ -9,9 +9,10 @@ from pathlib import Path
 import learn
 
 
-# hyperparams/dqn.yml of RL Baselines3 Zoo: one world, 64×64
-TUNED = {('dqn', 'CartPole-v1'): dict(learning_rate=2.5e-4, batch_size=512, buffer_size=100_000, learning_starts=0, gamma=.99, train_freq=16,
-                                      gradient_steps=4, target_update_interval=5000, exploration_fraction=.06, exploration_final_eps=.11)}
+# hyperparams/dqn.yml of RL Baselines3 Zoo, whose world is one
+TUNED = {('dqn', 'CartPole-v1'): dict(learning_rate=2.3e-3, batch_size=64, buffer_size=100_000, learning_starts=1000, gamma=.99, train_freq=256,
+                                      gradient_steps=128, target_update_interval=10, exploration_fraction=.16, exploration_final_eps=.04,
+                                      policy_kwargs=dict(net_arch=[256, 256]))}
 
 
 def at(folder: str) -> str:

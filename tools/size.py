@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from pages import lines, pages
 
-BUDGET = {'00_core': 3100, '10_envs': 2400, '20_buffers': 1200, '30_agents': 2400, '40_runs': 1200, '45_evaluation': 2000, '50_train': 3500,
+BUDGET = {'00_core': 3100, '10_envs': 2400, '20_buffers': 1200, '30_agents': 2400, '40_runs': 1200, '45_evaluation': 2000, '50_train': 3700,
           '60_search': 1500, '70_flow': 1800, '80_panels': 2200, '': 800}
 
 
