@@ -19,7 +19,7 @@ from pages import ROOT
 RESULTS, SEEDS = ROOT / 'results' / 'versus.jsonl', tuple(range(100, 110))
 CELLS = [learn.Cell('ppo', 'CartPole-v1', 100_000, 0, seeds=SEEDS), learn.Cell('ppo', 'Pendulum-v1', 100_000, 0, seeds=SEEDS),
          learn.Cell('ppo', 'LunarLander-v3', 300_000, 0, seeds=SEEDS),
-         learn.Cell('dqn', 'CartPole-v1', 50_000, 0, seeds=SEEDS),
+         learn.Cell('dqn', 'CartPole-v1', 50_000, 0, seeds=SEEDS), learn.Cell('dqn', 'CartPole-v1', 100_000, 0, seeds=SEEDS),
          learn.Cell('sac', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3]), learn.Cell('sac', 'Hopper-v5', 100_000, 0, seeds=SEEDS[:3]),
          learn.Cell('sac', 'Pendulum-v1', 6_000, 0, seeds=SEEDS), learn.Cell('td3', 'Pendulum-v1', 8_000, 0, seeds=SEEDS),
          learn.Cell('td3', 'HalfCheetah-v5', 100_000, 0, seeds=SEEDS[:3])]
