@@ -7,11 +7,12 @@ __all__ = ['Tape', 'whole', 'fill', 'copied', 'wound', 'trim']
 
 # %% ../../nbs/40_runs/33_tape.ipynb #31e1746b
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..core.folder import remove_dir
-from ..core.io import Damaged, make_dir, write_json
+from ..core.folder import remove_dir, sweep
+from ..core.io import Damaged, disk, make_dir, write_json
 from .segments import Segments
 
 # %% ../../nbs/40_runs/33_tape.ipynb #942ba943
@@ -81,5 +82,12 @@ def trim(tape: Tape, needed: list[dict[str, Any]]) -> list[str]:
     mine = [f['kept'] for f in needed if f['reel'] == tape.reel]
     gone = tape.segments.retire(min(mine)) if mine else []
     reels = {p.name for p in tape.root.iterdir() if _REEL.fullmatch(p.name)} - {f['reel'] for f in needed} - {tape.reel}
-    for name in sorted(reels): remove_dir(tape.root/name, proof='reel.json')
-    return gone + sorted(reels)
+    return gone + [name for name in sorted(reels) if _dropped(tape.root/name)]
+
+def _dropped(reel: Path) -> bool:
+    "Delete a reel; one whose writer was killed before it was marked is empty, or not ours"
+    if (reel/'reel.json').is_file(): remove_dir(reel, proof='reel.json')
+    else:
+        sweep(reel)
+        with suppress(OSError): disk.rmdir(reel)
+    return not reel.exists()
