@@ -178,3 +178,21 @@ def test_on_seeds_that_chose_nothing():
         if told or error: false.append((agent, env, seed, presets, own, told))
     print(f'{plants - len(missed)} of {plants} told, {len(false)} false alarms in {len(healthy)} healthy runs')
     assert false == [] and len(missed) <= .1*plants, (missed, false)
+
+
+@pytest.mark.parametrize('agent', ['td3', 'crossq'])
+def test_a_life_that_begins_between_two_updates_of_an_actor(agent):
+    "A gradient is no part of a checkpoint: an actor that is updated seldom is not taken for dead before its turn comes (found by the kills)"
+    from rlnb.train.experiment import Experiment, build
+    small = dict(learning_starts=20, batch_size=8, hidden=(8,)) | (dict(critic_hidden=(8,)) if agent == 'crossq' else {})
+    made = lambda: build(Experiment.from_dict(dict(agent=agent, env='rlnb/Pendulum-v1', num_envs=1, steps=200, agent_cfg=small)))
+    first, second, looks = made(), made(), []
+    first.fit(60)
+    second.load_state_dict(first.state_dict())
+    for t in (first, second):
+        g = Guard()
+        if t is second: g.before_fit(t)
+        looks.append({kind: there for kind, there, _ in g._signs(t, dict.fromkeys(t.agent.opts, 1.0)) if t.metrics or kind == 'dead'})
+    assert not looks[0]['dead'] and not looks[1]['dead']
+    assert ('dead', True) in {(kind, there) for kind, there, _ in Guard()._signs(second, dict.fromkeys(second.agent.opts, 1.))}       # planted: not told
+    assert not any(o.grad.any() for o in second.agent.opts.values())              # what it would have looked at

@@ -43,7 +43,7 @@ _FILE = 'path _fd _failed _torn'
 PASSING: dict[str, str] = {             # of a process, not of the run
     'Trainer': 'run time seed stopped', 'Collector': 'time stop', 'Record': 'cut then', 'Log': _FILE, 'Jsonl': _FILE,
     'Rows': 'path _fd _failed _torn written safe', 'Pool': '_procs _pipes _end',
-    'Wandb': '*', 'Profile': '*', 'Progress': 'then was lines write recent show log', 'Guard': 'seen', 'Status': '*', 'Signals': '*',
+    'Wandb': '*', 'Profile': '*', 'Progress': 'then was lines write recent show log', 'Guard': 'seen was', 'Status': '*', 'Signals': '*',
     'Checkpoint': 'keeper events wait asked cost failed began last copied good before untold tape',
     'Control': 'inbox events status saver signals deadline looked polled why waiting known changes agent',
     'function': 'where', 'Evaluate': 'make env saver', 'Best': 'evaluate saver named', 'Limit': 'before began', 'Callbacks': 'whom quick due'}

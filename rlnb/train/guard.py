@@ -117,9 +117,11 @@ class Guard(Callback):
         self.late: list[float] = []
         self.biggest = 0.
         self.since = 1 << 52                                    # the iteration since which the policy is hard
+        self.was: dict[str, float] = {}                         # updates of each optimiser when this life began
+    def before_fit(self, t: Any) -> None: self.was = {k: float(o.step) for k, o in t.agent.opts.items()}
     def state_dict(self) -> dict:
         "What it compares with, and what it told"
-        return {k: v for k, v in vars(self).items() if k not in ('on_trouble', 'seen')}
+        return {k: v for k, v in vars(self).items() if k not in ('on_trouble', 'seen', 'was')}
     def load_state_dict(self, d: dict) -> None:
         "Take it over"
         for k, v in d.items(): setattr(self, k, type(getattr(self, k))(v))
@@ -188,7 +190,9 @@ def _signs(self: Guard, t: Any, now: dict[str, float]) -> Iterator[tuple[str, bo
     for k in _VALUE:
         if k in m: yield 'value', exploded(m[k], f.setdefault(k, m[k]), self.biggest), _PATIENCE
     if now:
-        still = any(now[k] == self.weights.get(k) or not bool(o.grad.any()) for k, o in t.agent.opts.items())
+        was = self.count.get('dead', 0) > 0                    # gradients are not saved: until an optimiser's first update, as at the last look
+        flat = {k: was if float(o.step) == self.was.get(k) else not bool(o.grad.any()) for k, o in t.agent.opts.items()}
+        still = any(flat[k] or now[k] == self.weights.get(k) for k in flat)
         yield 'dead', still, _PATIENCE
 
 # %% ../../nbs/50_train/24_guard.ipynb #1362bc6d
