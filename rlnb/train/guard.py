@@ -191,7 +191,7 @@ def _signs(self: Guard, t: Any, now: dict[str, float]) -> Iterator[tuple[str, bo
         if k in m: yield 'value', exploded(m[k], f.setdefault(k, m[k]), self.biggest), _PATIENCE
     if now:
         was = self.count.get('dead', 0) > 0                    # gradients are not saved: until an optimiser's first update, as at the last look
-        flat = {k: was if float(o.step) == self.was.get(k) else not bool(o.grad.any()) for k, o in t.agent.opts.items()}
+        flat = {k: was if float(o.step) == self.was.get(k, 0.) > 0 else not bool(o.grad.any()) for k, o in t.agent.opts.items()}
         still = any(flat[k] or now[k] == self.weights.get(k) for k in flat)
         yield 'dead', still, _PATIENCE
 
