@@ -183,16 +183,22 @@ def test_single_frames_are_whole_stacks(mode, n, k, size, n_step, p, turns, seed
     assert single.np.obs.nbytes*k == whole.np.obs.nbytes
 
 
-@pytest.mark.parametrize('shape,axis', [((3, 4, 4), 0), ((4, 4, 3), -1), ((4, 4), 0), ((5,), 0)])
-def test_frames_of_every_shape(shape, axis):
+SHAPES = pytest.mark.parametrize('shape,axis', [((3, 4, 4), 0), ((4, 4, 3), -1), ((4, 4), 0), ((5,), 0)])
+
+
+def noise(shape, axis):
+    "A world whose every observation, three of them stacked, is another picture of this shape"
     class Noise(Scripted):
         def see(self, number): return np.stack([np.random.default_rng(int(x)).integers(256, size=shape) for x in number]).astype(np.uint8)
-    def make():
-        world = Noise(2, 1)
-        world.obs_space = spaces.Box(0, 255, shape, np.uint8)
-        return FrameStack(world, 3, axis if len(shape) == 3 else None)
-    whole, single = Replay(40, make()), Replay(40, make(), frames=(3, axis))
-    for ring in (whole, single): life(make(), ring, 12)
+    world = Noise(2, 1)
+    world.obs_space = spaces.Box(0, 255, shape, np.uint8)
+    return FrameStack(world, 3, axis if len(shape) == 3 else None)
+
+
+@SHAPES
+def test_frames_of_every_shape(shape, axis):
+    whole, single = Replay(40, noise(shape, axis)), Replay(40, noise(shape, axis), frames=(3, axis))
+    for ring in (whole, single): life(noise(shape, axis), ring, 12)
     f = np.arange(single.low*2, single.written*2)
     assert np.array_equal(whole.gather(f).obs, single.gather(f).obs) and np.array_equal(whole.gather(f).next_obs, single.gather(f).next_obs)
 

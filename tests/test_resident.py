@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from test_replay import FREELY, Random, Scripted, life, patterns, same
+from test_replay import FREELY, SHAPES, Random, Scripted, life, noise, patterns, same
 
 from rlnb.agents.off_policy import make_replay
 from rlnb.buffers import resident as page
@@ -66,15 +65,9 @@ def test_single_frames(mode, n, k, size, n_step, p, turns, seed):
     check(here, there)
 
 
-@pytest.mark.parametrize('shape,axis', [((3, 4, 4), 0), ((4, 4, 3), -1), ((4, 4), 0), ((5,), 0)])
+@SHAPES
 def test_frames_of_every_shape(shape, axis):
-    class Noise(Scripted):
-        def see(self, number): return np.stack([np.random.default_rng(int(x)).integers(256, size=shape) for x in number]).astype(np.uint8)
-    def make():
-        world = Noise(2, 1)
-        world.obs_space = spaces.Box(0, 255, shape, np.uint8)
-        return FrameStack(world, 3, axis if len(shape) == 3 else None)
-    (here, there), worlds = pair(40, make, frames=(3, axis))
+    (here, there), worlds = pair(40, lambda: noise(shape, axis), frames=(3, axis))
     for ring, world in zip((here, there), worlds): life(world, ring, 12)
     check(here, there)
 

@@ -179,7 +179,8 @@ def page(have: dict, theirs: str) -> str:
         out += [f'## {w}', f'Random actions get {t.low:.4g}; the reference of the suite is {t.high:.4g}.']
         out += [table(rows_of(w, have, theirs), heads, 'markdown')]
     if ten := ten_seeds(theirs):
-        out += ['## Beside theirs, on other seeds', 'By `python tools/versus.py`; how many seeds are there stands in brackets.',
+        zoo = 'For DQN they have those of RL Baselines3 Zoo there, for 50,000 steps: our preset judges with a second network, which theirs lacks.'
+        out += ['## Beside theirs, on other seeds', f'By `python tools/versus.py`; how many seeds are there stands in brackets. {zoo}',
                 table(ten, ('agent', 'world', 'steps', 'rlnb', f'SB3 {theirs}', 'the two'), 'markdown')]
     out += ['## What is missing', '\n'.join(f'- {s}' for s in missing(have, theirs)) or 'Nothing.', '## Where it was measured',
             table(machines(have, theirs), ('machine', 'versions', 'commit', 'whose', 'rows'), 'markdown')]
